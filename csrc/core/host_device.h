@@ -3,7 +3,7 @@
 // Numerics in core/ are marked BITSPLIT_HOST_DEVICE, so that the CPU operator, the CUDA kernel and the
 // GoogleTests all run the very same lines.
 //
-// Kernel bodies live in ops/<family>/<family>_kernels.cuh as `__global__ void` functions (plain or template)
+// Kernel bodies live in ops/<family>/<family>_kernels.cuh as `__global__ void` functions (template, or static)
 // that see raw pointers and sizes only. Two compilers read them: nvcc through <family>_cuda.cu, and g++ through
 // tests/csrc/test_*.cpp, which includes cuda_on_cpu.h first. The words of CUDA they use are the same in both,
 // except for dynamic shared memory, which goes through the macro below.
