@@ -1,0 +1,112 @@
+"""The verbs: ``quantize`` and ``plan``."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
+
+from bitsplit.calibration.checkpoint import Checkpoint
+from bitsplit.calibration.engine import Engine
+from bitsplit.calibration.fingerprint import run_fingerprint
+from bitsplit.data import Batches, as_batches
+from bitsplit.network import Network, fold_norms, observe
+from bitsplit.plan import Plan, make_plan
+from bitsplit.recipe import Recipe
+
+Model = TypeVar("Model", bound=nn.Module)
+Step = Callable[[nn.Module, Any], Any]
+
+
+def quantize(
+    model: Model,
+    data: Any,
+    method: Any = "bitsplit",
+    *,
+    weights: int | None = 4,
+    activations: int | None = None,
+    policy: str = "paper",
+    layers: Mapping[str, Mapping[str, Any]] | None = None,
+    step: Step | None = None,
+    inplace: bool = False,
+    seed: int = 0,
+    device: torch.device | str | None = None,
+    batch_size: int = 64,
+    checkpoint: str | Path | None = None,
+    memory: int | None = None,
+) -> Model:
+    """A quantized copy of ``model`` (the same class; ``inplace=True`` changes ``model`` itself).
+
+    data: calibration inputs without labels: Tensor[N, ...], a list of batches, a DataLoader.
+    method: a name, a config, a list of them (a chain), or a whole ``Recipe``.  weights, activations: bits 2 to 8, None is float.
+    policy: which rule holds for first and last layers.  layers: overrides by wildcard, such as
+    ``{"layer1.*": {"weights": 8}, "fc": {"weights": None}}``.  step: how one batch runs through the model, default
+    ``model(batch)``.  checkpoint: a folder for finished layers; the same call again goes on from there.
+    memory: bytes of host memory for features, beyond that they go to disk; default a quarter of what is free.
+    """
+    recipe = _recipe(method, weights, activations, policy, layers, seed)
+    batches, forward = as_batches(data, batch_size), step or _call
+    network, teacher = _observed_copy(model, batches, forward, device)
+    resolved = make_plan(network, recipe)
+    saved = None if checkpoint is None else Checkpoint(Path(checkpoint), run_fingerprint(teacher, batches, recipe))
+    engine = Engine(
+        network, teacher, resolved, list(recipe.method), batches, forward,
+        seed=recipe.seed, memory=memory, checkpoint=saved,
+    )  # fmt: skip
+    network.model._bitsplit = engine.run()
+    return adopt(model, network.model) if inplace else network.model
+
+
+def plan(
+    model: nn.Module,
+    data: Any,
+    method: Any = "bitsplit",
+    *,
+    weights: int | None = 4,
+    activations: int | None = None,
+    policy: str = "paper",
+    layers: Mapping[str, Mapping[str, Any]] | None = None,
+    step: Step | None = None,
+    seed: int = 0,
+    device: torch.device | str | None = None,
+    batch_size: int = 64,
+) -> Plan:
+    """What ``quantize`` with the same arguments would do to every layer; nothing is fitted."""
+    recipe = _recipe(method, weights, activations, policy, layers, seed)
+    network, _ = _observed_copy(model, as_batches(data, batch_size), step or _call, device)
+    return make_plan(network, recipe)
+
+
+def _recipe(
+    method: Any,
+    weights: int | None,
+    activations: int | None,
+    policy: str,
+    layers: Mapping[str, Mapping[str, Any]] | None,
+    seed: int,
+) -> Recipe:
+    if isinstance(method, Recipe):
+        return method
+    return Recipe(
+        method=method, weights=weights, activations=activations, policy=policy, layers=layers or {}, seed=seed
+    )
+
+
+def _call(model: nn.Module, batch: Any) -> Any:
+    return model(batch)
+
+
+def _observed_copy(
+    model: nn.Module, batches: Batches, forward: Step, device: torch.device | str | None
+) -> tuple[Network, nn.Module]:
+    """The network of a folded copy of ``model``, and a second such copy that stays float."""
+    student = copy.deepcopy(model).eval()
+    if device is not None:
+        student.to(device)
+    network = observe(student, batches.first(device_of(student)), forward)
+    fold_norms(network)
+    return network, copy.deepcopy(student)

@@ -1,0 +1,107 @@
+"""A store for feature maps with a memory budget: what does not fit goes to disk.
+
+Values come back bit for bit, whatever the budget.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Hashable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+
+@dataclass(frozen=True)
+class _OnDisk:
+    """Where a tensor lies that did not fit into memory."""
+
+    path: Path
+    shape: torch.Size
+    dtype: torch.dtype
+
+
+class FeatureStore:
+    """Keeps trees of tensors under keys, in host memory up to ``budget`` bytes, beyond that in files."""
+
+    def __init__(self, budget: int, folder: Path | None = None) -> None:
+        self.budget = budget
+        self.in_memory = 0
+        self.on_disk = 0
+        self._parent = folder
+        self._folder: Path | None = None
+        self._trees: dict[Hashable, tuple[list[Any], Any, torch.device]] = {}
+        self._files = 0
+
+    def put(self, key: Hashable, tree: Any, device: torch.device) -> None:
+        """Keep ``tree``; ``get`` brings its tensors back to ``device``."""
+        leaves, spec = pytree.tree_flatten(tree)
+        self._trees[key] = ([self._keep(leaf) for leaf in leaves], spec, device)
+
+    def get(self, key: Hashable) -> Any:
+        """A fresh copy of the tree: the caller may change it in place."""
+        leaves, spec, device = self._trees[key]
+        return pytree.tree_unflatten([self._bring(leaf, device) for leaf in leaves], spec)
+
+    def shape_only(self, key: Hashable) -> Any:
+        """The tree with zeros of the right shapes that take no memory, for values that nobody reads any more."""
+        leaves, spec, device = self._trees[key]
+        return pytree.tree_unflatten([_hollow(leaf, device) for leaf in leaves], spec)
+
+    def release(self, key: Hashable) -> None:
+        """Free the values under ``key`` but remember their shapes."""
+        leaves, spec, device = self._trees[key]
+        self._trees[key] = ([self._forget(leaf) for leaf in leaves], spec, device)
+
+    def close(self) -> None:
+        """Delete everything, files included."""
+        self._trees.clear()
+        if self._folder is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _keep(self, leaf: Any) -> Any:
+        if not isinstance(leaf, Tensor):
+            return leaf
+        size = leaf.numel() * leaf.element_size()
+        if self.in_memory + size <= self.budget:
+            self.in_memory += size
+            return leaf.detach().to("cpu", copy=True)
+        return self._write(leaf.detach().to("cpu").contiguous())
+
+    def _write(self, tensor: Tensor) -> _OnDisk:
+        if self._folder is None:
+            self._folder = Path(tempfile.mkdtemp(prefix="bitsplit-features-", dir=self._parent))
+        path = self._folder / f"{self._files}.bin"
+        self._files += 1
+        tensor.flatten().view(torch.uint8).numpy().tofile(path)
+        self.on_disk += path.stat().st_size
+        return _OnDisk(path, tensor.shape, tensor.dtype)
+
+    @staticmethod
+    def _bring(leaf: Any, device: torch.device) -> Any:
+        if isinstance(leaf, _OnDisk):
+            data = torch.from_file(str(leaf.path), size=leaf.path.stat().st_size, dtype=torch.uint8)
+            return data.clone().view(leaf.dtype).view(leaf.shape).to(device)
+        if isinstance(leaf, Tensor):
+            return leaf.to(device, copy=True)
+        return leaf
+
+    def _forget(self, leaf: Any) -> Any:
+        if isinstance(leaf, _OnDisk):
+            leaf.path.unlink(missing_ok=True)
+            return _hollow(leaf, torch.device("cpu"))
+        if isinstance(leaf, Tensor) and leaf.untyped_storage().nbytes() > leaf.element_size():
+            self.in_memory -= leaf.numel() * leaf.element_size()
+            return _hollow(leaf, torch.device("cpu"))
+        return leaf
+
+
+def _hollow(leaf: Any, device: torch.device) -> Any:
+    if isinstance(leaf, (Tensor, _OnDisk)):
+        return torch.zeros((), dtype=leaf.dtype, device=device).expand(leaf.shape)
+    return leaf

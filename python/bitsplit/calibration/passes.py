@@ -1,0 +1,174 @@
+"""Passes of the calibration data up to one layer: second moments, and samples of values."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from bitsplit.calibration.replay import Stop
+from bitsplit.errors import CalibrationError
+from bitsplit.methods.statistics import InputSample, Statistics
+from bitsplit.ops.gram import gram
+
+if TYPE_CHECKING:
+    from bitsplit.calibration.engine import Engine
+    from bitsplit.calibration.task import EngineLayerTask
+
+
+@contextmanager
+def watching(layer: nn.Module, calls: int, seen: list[tuple[Tensor, Tensor | None]], outputs: bool) -> Iterator[None]:
+    """Append (input, output) of every call of ``layer`` to ``seen`` and end the forward at its last one.
+
+    Without ``outputs`` the forward ends before the layer computes.
+    """
+
+    def before(module: nn.Module, args: tuple) -> None:
+        if not outputs:
+            seen.append((args[0].detach(), None))
+            if len(seen) == calls:
+                raise Stop
+
+    def after(module: nn.Module, args: tuple, output: Tensor) -> None:
+        seen.append((args[0].detach(), output.detach()))
+        if len(seen) == calls:
+            raise Stop
+
+    hook = layer.register_forward_hook(after) if outputs else layer.register_forward_pre_hook(before)
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+def visit(engine: Engine, task: EngineLayerTask, student: bool, teacher: bool) -> Iterator[tuple[int, list, list]]:
+    """For every batch: its number, the student's inputs of the layer, the teacher's inputs and outputs of it.
+
+    Models that are not asked for are not run.
+    """
+    inputs: list[tuple[Tensor, None]] = []
+    targets: list[tuple[Tensor, Tensor]] = []
+    with ExitStack() as active:
+        if student:
+            active.enter_context(engine.student.skipping())
+            active.enter_context(watching(task.module, task.calls, inputs, outputs=False))
+        if teacher:
+            active.enter_context(engine.teacher.skipping())
+            active.enter_context(watching(task.twin, task.calls, targets, outputs=student))
+        for index, batch in enumerate(engine.batches()):
+            if teacher:
+                engine.teacher.run(index, batch)
+            if student:
+                engine.student.run(index, batch)
+            yield index, list(inputs), list(targets)
+            inputs.clear()
+            targets.clear()
+
+
+class _Moments:
+    """The float64 sums behind ``Statistics``."""
+
+    def __init__(self, task: EngineLayerTask) -> None:
+        groups, rows, columns = task.weight.shape
+        options = {"dtype": torch.float64, "device": task.weight.device}
+        self.gram = torch.zeros(groups, columns, columns, **options)
+        self.cross = torch.zeros(groups, columns, rows, **options)
+        self.sum_x = torch.zeros(groups, columns, **options)
+        self.sum_y = torch.zeros(groups, rows, **options)
+        self.sum_yy = torch.zeros(groups, rows, **options)
+        self.count = 0
+
+    def add(self, task: EngineLayerTask, x: Tensor, y: Tensor | None, patches: int | None, seed: int) -> None:
+        columns = task.kind.columns(task.module, x, y)
+        positions = None if patches is None else columns.sample(patches, seed)
+        self.count += gram(columns, positions, self.gram, self.cross, self.sum_x, self.sum_y, self.sum_yy)
+
+    def statistics(self) -> Statistics:
+        return Statistics(self.gram, self.cross, self.sum_x, self.sum_y, self.sum_yy, self.count)
+
+
+def collect_statistics(engine: Engine, task: EngineLayerTask, quantized: bool, patches: int | None) -> Statistics:
+    """Second moments of the layer's inputs and float responses (without bias) over all batches.
+
+    quantized: inputs come from the quantized predecessors, responses from the float network; else both are float
+    and the responses follow from the inputs.  patches: how many patches to sample in all.
+    """
+    moments = _Moments(task)
+    per_image = None if patches is None else max(1, round(patches / engine.images))
+    for index, inputs, targets in visit(engine, task, student=quantized, teacher=True):
+        if quantized and len(inputs) != len(targets):
+            raise CalibrationError(
+                f"{task.name}: called {len(inputs)} times quantized but {len(targets)} times in float"
+            )
+        for call, ((x, _), (_, y)) in enumerate(zip(inputs if quantized else targets, targets, strict=True)):
+            moments.add(task, x, y, per_image, _seed_of(engine.seed, task.name, index, call))
+    if not all(bool(torch.isfinite(t).all()) for t in (moments.gram, moments.sum_yy, moments.sum_y)):
+        raise CalibrationError(f"{task.name}: its inputs or responses hold NaN or Inf; check the calibration data")
+    return _without_bias(moments.statistics(), task.bias) if quantized else _from_weight(moments.statistics(), task.weight)
+
+
+def _from_weight(sums: Statistics, weight: Tensor) -> Statistics:
+    """Fitted on float inputs, Y = W X: everything about the responses follows from the Gram matrix."""
+    w = weight.double()
+    cross = sums.gram @ w.transpose(1, 2)
+    sum_y = (w @ sums.sum_x.unsqueeze(2)).squeeze(2)
+    sum_yy = (w * cross.transpose(1, 2)).sum(2)
+    return Statistics(sums.gram, cross, sums.sum_x, sum_y, sum_yy, sums.count)
+
+
+def _without_bias(sums: Statistics, bias: Tensor | None) -> Statistics:
+    if bias is None:
+        return sums
+    b = bias.double().view_as(sums.sum_y)
+    return Statistics(
+        sums.gram,
+        sums.cross - sums.sum_x.unsqueeze(2) * b.unsqueeze(1),
+        sums.sum_x,
+        sums.sum_y - sums.count * b,
+        sums.sum_yy - 2 * b * sums.sum_y + sums.count * b * b,
+        sums.count,
+    )
+
+
+def collect_sample(engine: Engine, task: EngineLayerTask, limit: int, per_channel: bool) -> InputSample:
+    """Up to about ``limit`` values of the layer's input, the same share of every batch, and the exact range."""
+    parts: list[Tensor] = []
+    lows: list[Tensor] = []
+    highs: list[Tensor] = []
+    per_batch = max(1, limit // engine.batch_count)
+    for index, inputs, _ in visit(engine, task, student=True, teacher=False):
+        for call, (x, _) in enumerate(inputs):
+            rows = _values_by_channel(task, x) if per_channel else x.reshape(-1, 1)
+            lows.append(rows.amin(0))
+            highs.append(rows.amax(0))
+            quota = per_batch // (len(inputs) * rows.shape[1])
+            parts.append(_take(rows, max(1, quota), _seed_of(engine.seed, task.name, index, call)))
+    if not parts:
+        raise CalibrationError(f"{task.name}: no calibration image reached this layer")
+    values, low, high = torch.cat(parts), torch.stack(lows).amin(0), torch.stack(highs).amax(0)
+    if not bool(torch.isfinite(low).all() and torch.isfinite(high).all()):
+        raise CalibrationError(f"{task.name}: its input holds NaN or Inf; check the calibration data")
+    return InputSample(values if per_channel else values.view(-1), low, high)
+
+
+def _values_by_channel(task: EngineLayerTask, x: Tensor) -> Tensor:
+    """Tensor[values, channels]."""
+    return x.reshape(-1, x.shape[-1]) if task.kind.name == "Linear" else x.movedim(1, -1).reshape(-1, x.shape[1])
+
+
+def _take(rows: Tensor, count: int, seed: int) -> Tensor:
+    """``count`` random rows (with replacement), or all of them when there are no more."""
+    if rows.shape[0] <= count:
+        return rows.float().cpu()
+    generator = torch.Generator().manual_seed(seed)
+    chosen = torch.randint(rows.shape[0], (count,), generator=generator)
+    return rows[chosen.to(rows.device)].float().cpu()
+
+
+def _seed_of(*parts: object) -> int:
+    """A seed that depends on all ``parts`` and is the same in every process."""
+    return zlib.crc32(repr(parts).encode())

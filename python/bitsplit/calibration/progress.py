@@ -1,0 +1,52 @@
+"""What is seen of a run on a terminal: layer, error, time left, memory.  Silent elsewhere."""
+
+from __future__ import annotations
+
+import resource
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress as RichProgress
+
+if TYPE_CHECKING:
+    from bitsplit.report.results import LayerResult
+
+
+class Progress:
+    """A context: ``layer`` names the layer at work, ``done`` moves on by one."""
+
+    def __init__(self, layers: int) -> None:
+        console = Console(stderr=True)
+        self._bar = RichProgress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[facts]}"),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            console=console,
+            disable=not console.is_terminal,
+            transient=True,
+        )
+        self._task = self._bar.add_task("", total=layers, facts="")
+
+    def __enter__(self) -> Progress:
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bar.stop()
+
+    def layer(self, name: str) -> None:
+        """``name`` is being fitted now."""
+        self._bar.update(self._task, description=name)
+
+    def done(self, result: LayerResult | None) -> None:
+        """One layer is finished; ``result`` is what came of it, None when it stays float."""
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+        error = "" if result is None or result.error is None else f"error {result.error:.2%}  "
+        self._bar.update(self._task, advance=1, facts=f"{error}peak {peak:.1f} GiB")

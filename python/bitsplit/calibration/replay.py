@@ -1,0 +1,106 @@
+"""Run a model again and again up to a layer, without computing finished units again.
+
+No graph is needed: the model's own code runs, but the units that are finished answer with the outputs they
+gave before.  Outputs that no later unit reads are replaced by zeros of the same shape that take no memory.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from bitsplit.calibration.features import FeatureStore
+
+UnitCall = tuple[str, int]  # a unit's module path and the number of its call within one forward
+
+
+class Stop(BaseException):
+    """Ends a forward early; no ``except Exception`` of the model's own code may swallow it."""
+
+
+class Replay:
+    """One model whose forward skips the unit calls that have been recorded.
+
+    forward: runs one batch through a model.  name: tells this model's features apart in the shared ``store``.
+    """
+
+    def __init__(
+        self, model: nn.Module, forward: Callable[[nn.Module, Any], Any], store: FeatureStore, name: str
+    ) -> None:
+        self.model = model
+        self._forward = forward
+        self._store = store
+        self._name = name
+        self._finished: dict[UnitCall, bool] = {}  # -> still read by somebody
+        self._calls: Counter[str] = Counter()
+        self._index = 0
+        self._recording: UnitCall | None = None
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+    def run(self, index: int, batch: Any) -> Any:
+        """Batch number ``index`` through the model; ``None`` when a hook ended it with ``Stop``."""
+        self._calls.clear()
+        self._index = index
+        try:
+            return self._forward(self.model, batch)
+        except Stop:
+            return None
+
+    def record(self, index: int, batch: Any, call: UnitCall) -> None:
+        """Run up to and including unit call ``call`` and keep its output for batch ``index``."""
+        self._recording = call
+        self.run(index, batch)
+        self._recording = None
+
+    def finish(self, call: UnitCall) -> None:
+        """From now on ``call`` answers from the store (every batch has been recorded)."""
+        self._finished[call] = True
+
+    def retire(self, call: UnitCall, batches: int) -> None:
+        """Nobody reads the output of ``call`` any more: free it."""
+        self._finished[call] = False
+        for index in range(batches):
+            self._store.release(self._key(call, index))
+
+    def output(self, call: UnitCall, index: int) -> Any:
+        """What ``call`` gave for batch ``index``."""
+        return self._store.get(self._key(call, index))
+
+    def _key(self, call: UnitCall, index: int) -> tuple[str, str, int, int]:
+        return (self._name, *call, index)
+
+    @contextmanager
+    def skipping(self, extra: UnitCall | None = None) -> Iterator[None]:
+        """While active, finished units answer from the store; ``extra`` is a unit about to be recorded."""
+        names = {name for name, _ in self._finished} | ({extra[0]} if extra else set())
+        modules = {name: self.model.get_submodule(name) for name in names}
+        for name, module in modules.items():
+            module.forward = self._answering(name, module.forward)
+        try:
+            yield
+        finally:
+            for module in modules.values():
+                del module.forward
+
+    def _answering(self, name: str, forward: Callable[..., Any]) -> Callable[..., Any]:
+        def answer(*args: Any, **kwargs: Any) -> Any:
+            call = (name, self._calls[name])
+            self._calls[name] += 1
+            if call in self._finished:
+                key = self._key(call, self._index)
+                return self._store.get(key) if self._finished[call] else self._store.shape_only(key)
+            output = forward(*args, **kwargs)
+            if call == self._recording:
+                self._store.put(self._key(call, self._index), output, self.device)
+                raise Stop
+            return output
+
+        return answer

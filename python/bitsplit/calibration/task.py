@@ -1,0 +1,74 @@
+"""A layer while it is being fitted: what ``bitsplit.methods.base.LayerTask`` promises."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import TYPE_CHECKING, Literal
+
+from torch import Tensor, nn
+
+from bitsplit.calibration.passes import collect_sample, collect_statistics
+from bitsplit.methods.statistics import InputSample, Statistics
+from bitsplit.network.layers import LayerKind, kind_of
+from bitsplit.quantizers import ActivationQuantizer, Grid, set_weight
+
+if TYPE_CHECKING:
+    from bitsplit.calibration.engine import Engine
+    from bitsplit.network import Layer
+
+
+class EngineLayerTask:
+    """One layer of the student, its twin in the teacher, and passes over the calibration data."""
+
+    def __init__(self, engine: Engine, layer: Layer) -> None:
+        self._engine = engine
+        self.calls = layer.calls
+        self.name = layer.name
+        self.module: nn.Module = engine.student.model.get_submodule(layer.name)
+        self.twin: nn.Module = engine.teacher.model.get_submodule(layer.name)
+        self.kind: LayerKind = kind_of(self.module)
+        self.seed = engine.seed
+        self._statistics: dict[tuple[str, int | None], Statistics] = {}
+
+    @cached_property
+    def weight(self) -> Tensor:
+        return self.kind.matrix(self.twin, self.twin.weight.detach())
+
+    @property
+    def bias(self) -> Tensor | None:
+        return None if self.twin.bias is None else self.twin.bias.detach()
+
+    @property
+    def weight_grid(self) -> Grid | None:
+        quantizer = getattr(self.module, "weight_quantizer", None)
+        return None if quantizer is None else quantizer.grid
+
+    @property
+    def input_quantizer(self) -> ActivationQuantizer | None:
+        quantizer = getattr(self.module, "input_quantizer", None)
+        return None if quantizer is None or quantizer.is_fitted else quantizer
+
+    @property
+    def has_data(self) -> bool:
+        """Whether any calibration image reached this layer so far as one pass has shown."""
+        return all(found.count > 0 for found in self._statistics.values())
+
+    def statistics(self, inputs: Literal["quantized", "float"], patches: int | None = None) -> Statistics:
+        key = (inputs, patches)
+        if key not in self._statistics:
+            self._statistics[key] = collect_statistics(self._engine, self, inputs == "quantized", patches)
+        return self._statistics[key]
+
+    def input_sample(self, limit: int, per_channel: bool = False) -> InputSample:
+        return collect_sample(self._engine, self, limit, per_channel)
+
+    def store(self, codes: Tensor, scale: Tensor, zero_point: Tensor | None = None) -> None:
+        codes = self.kind.unmatrix(self.module, codes)
+        set_weight(self.module, codes, scale, zero_point)
+
+    def store_bias(self, bias: Tensor) -> None:
+        bias = bias.reshape(-1).to(self.module.weight.dtype)
+        if self.module.bias is None:
+            self.module.bias = nn.Parameter(bias.clone(), requires_grad=self.module.weight.requires_grad)
+        else:
+            self.module.bias.data.copy_(bias)

@@ -1,0 +1,27 @@
+"""Bit-Split's activation scale: codes and scale in turn until nothing changes."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from bitsplit.methods.base import ActivationMethod
+from bitsplit.methods.registry import register_activation
+from bitsplit.methods.statistics import InputSample
+from bitsplit.ops.ranges import alternate_scale
+from bitsplit.quantizers import Grid
+
+
+@register_activation
+class BitSplitActivations(ActivationMethod):
+    """The fixed point of q = clip(round(x / beta)), beta = <x, q> / <q, q>, started at max|x| / qmax.
+
+    The levels have no zero point: unsigned grids look at the positive values only.
+    """
+
+    name = "bitsplit"
+
+    def fit(self, sample: InputSample, grid: Grid) -> tuple[Tensor, Tensor]:
+        values = sample.values if grid.is_signed else sample.values[sample.values > 0]
+        scale = alternate_scale(values, grid.low, grid.high)
+        return scale.reshape(1), torch.zeros(1, dtype=torch.int32, device=values.device)

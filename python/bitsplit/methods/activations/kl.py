@@ -1,0 +1,31 @@
+"""The clipping threshold of least KL divergence (TensorRT)."""
+
+from __future__ import annotations
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from bitsplit.methods.base import ActivationMethod
+from bitsplit.methods.ranges import scale_of_range
+from bitsplit.methods.registry import register_activation
+from bitsplit.methods.statistics import InputSample
+from bitsplit.ops.ranges import histogram, kl_threshold
+from bitsplit.quantizers import Grid
+
+
+@register_activation
+class KlActivations(ActivationMethod):
+    """Clip |x| where the quantized histogram diverges least from the clipped one."""
+
+    name = "kl"
+    bins: int = Field(2048, ge=256)
+
+    def fit(self, sample: InputSample, grid: Grid) -> tuple[Tensor, Tensor]:
+        top = torch.maximum(-sample.low, sample.high)
+        if not bool(top > 0):
+            return scale_of_range(sample.low, sample.high, grid)
+        counts = histogram(sample.values.abs(), 0.0, float(top), self.bins)
+        levels = grid.high + 1 if grid.is_signed or bool(sample.low >= 0) else (grid.high + 1) // 2
+        threshold = top * (kl_threshold(counts, levels) / self.bins)
+        return scale_of_range(torch.maximum(sample.low, -threshold), torch.minimum(sample.high, threshold), grid)

@@ -1,0 +1,129 @@
+"""What a method is, and what the engine gives it.
+
+A chain of methods is walked once over the network.  Every method may act at four moments and does nothing at
+those it does not override: ``prepare`` (the folded float model, before anything is quantized), ``fit_layer``
+(each layer, in execution order), ``fit_unit`` (a unit whose layers are fitted), ``finish`` (the whole network).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Protocol
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, SerializeAsAny, model_serializer
+from torch import Tensor, nn
+
+from bitsplit.quantizers import ActivationQuantizer, Grid
+
+if TYPE_CHECKING:
+    from bitsplit.methods.statistics import InputSample, Statistics
+    from bitsplit.network import Network
+    from bitsplit.network.layers import LayerKind
+
+
+class Config(BaseModel):
+    """Options of a method: frozen, checked at construction, unknown names refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    name: ClassVar[str]
+
+    @model_serializer(mode="wrap")
+    def _with_name(self, handler: Any) -> dict[str, Any]:
+        return {"name": self.name, **handler(self)}
+
+
+class LayerTask(Protocol):
+    """One layer while it is being fitted.  Matrices have the form [groups, rows, columns]."""
+
+    name: str
+    module: nn.Module
+    kind: LayerKind
+    weight: Tensor  # the float layer's weight matrix [g, M, N]
+    bias: Tensor | None  # the float layer's bias [g * M]
+    weight_grid: Grid | None
+    input_quantizer: ActivationQuantizer | None  # only when this layer is the one that must fit it
+    seed: int
+
+    def statistics(self, inputs: Literal["quantized", "float"], patches: int | None = None) -> Statistics:
+        """Second moments of the layer's inputs, from ``patches`` sampled patches or from all of them."""
+
+    def input_sample(self, limit: int, per_channel: bool = False) -> InputSample:
+        """Up to ``limit`` values of the layer's input from the quantized predecessors, and its exact range."""
+
+    def store(self, codes: Tensor, scale: Tensor, zero_point: Tensor | None = None) -> None:
+        """Set the weight: codes [g, M, N], scale [g, M]."""
+
+    def store_bias(self, bias: Tensor) -> None:
+        """Set the bias [g * M]; a layer without one gets one."""
+
+
+class Run(Protocol):
+    """The whole network while it is being quantized."""
+
+    network: Network
+    teacher: nn.Module  # the folded float model
+    student: nn.Module  # the model being quantized
+    seed: int
+
+    def batches(self) -> Any:
+        """The calibration batches, from the first, on the device of the models."""
+
+    def forward(self, model: nn.Module, batch: Any) -> Any:
+        """One batch through ``model``."""
+
+
+class Method(Config):
+    """Base of all methods; the name of its first-and-last-layer rule is ``policy``."""
+
+    policy: ClassVar[str] = "bitsplit"
+
+    def prepare(self, run: Run) -> None:
+        """Change the folded float model before anything is quantized."""
+
+    def fit_layer(self, task: LayerTask) -> None:
+        """Fit one layer."""
+
+    def finish(self, run: Run) -> None:
+        """Act on the whole quantized network."""
+
+
+class ActivationMethod(Config):
+    """Sets the scale of an activation quantizer from a sample of its input."""
+
+    sample_limit: ClassVar[int] = 3_000_000
+    zero_point: ClassVar[bool] = False  # whether it can place one: then inputs that may be negative get levels 0 .. 2^b - 1
+
+    def fit(self, sample: InputSample, grid: Grid) -> tuple[Tensor, Tensor]:
+        """Scale and zero point, Tensor[1] each."""
+        raise NotImplementedError
+
+    def fit_layer(self, task: LayerTask) -> None:
+        """Fit the quantizer at the input of ``task`` when it is this layer's turn to do so."""
+        quantizer = task.input_quantizer
+        if quantizer is not None:
+            scale, zero_point = self.fit(task.input_sample(self.sample_limit), quantizer.grid)
+            quantizer.set(scale, zero_point)
+
+
+def _activation_method(value: Any) -> Any:
+    from bitsplit.methods.registry import activation_method
+
+    return activation_method(value)
+
+
+# a field that takes an activation method by name, mapping or config
+AnyActivationMethod = Annotated[SerializeAsAny[ActivationMethod], BeforeValidator(_activation_method)]
+
+
+class WeightMethod(Method):
+    """A method that fits a layer's input quantizer first and then its weights."""
+
+    activations: AnyActivationMethod
+
+    def fit_layer(self, task: LayerTask) -> None:
+        self.activations.fit_layer(task)
+        if task.weight_grid is not None:
+            self.fit_weights(task)
+
+    def fit_weights(self, task: LayerTask) -> None:
+        """Set the layer's codes and scales."""
+        raise NotImplementedError

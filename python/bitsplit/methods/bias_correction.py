@@ -1,0 +1,20 @@
+"""Bias correction: the bias takes up the mean error that rounding leaves in a layer's response."""
+
+from __future__ import annotations
+
+from bitsplit.methods.base import LayerTask, Method
+from bitsplit.methods.bitsplit import refitted_bias
+from bitsplit.methods.registry import register
+
+
+@register
+class BiasCorrection(Method):
+    """A chain step after a weight method: b + E[W x] - E[W_q x_q], with x_q from the quantized predecessors."""
+
+    name = "bias_correction"
+
+    def fit_layer(self, task: LayerTask) -> None:
+        if task.weight_grid is None:
+            return
+        codes, scale = task.fitted()
+        task.store_bias(refitted_bias(task, task.statistics("quantized"), codes, scale))

@@ -1,0 +1,82 @@
+"""Re-estimation of norm statistics, as the released Bit-Split does, on a network whose norms are folded.
+
+In training mode a norm would scale every channel of its layer's output y by the batch's own mean and variance.
+With the norm folded, y = a z + c per channel, the same is |gamma| (y - mean) / sqrt(var + a^2 eps) + beta.
+Running averages of mean and variance are taken over the batches and at the end absorbed into scale and bias
+of the layer, so the result stays integer.
+"""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from itertools import cycle, islice
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from bitsplit.methods.base import Method, Run
+from bitsplit.methods.registry import register
+from bitsplit.quantizers import refresh_weight
+
+
+@register
+class ReestimateNorms(Method):
+    """``batches`` training-mode batches (cycling through the calibration data), then folded in again."""
+
+    name = "norms"
+    batches: int = Field(200, ge=1)
+    momentum: float = Field(0.1, gt=0, le=1)
+
+    def finish(self, run: Run) -> None:
+        trackers = {}
+        with ExitStack() as hooks:
+            for norm in run.network.norms:
+                if norm.folded_into is not None:
+                    module = run.student.get_submodule(norm.name)
+                    tracker = trackers[norm.folded_into] = _Tracker(module, self.momentum)
+                    hooks.callback(module.register_forward_pre_hook(tracker).remove)
+            for batch in islice(cycle(run.batches()), self.batches):
+                run.forward(run.student, batch)
+        for name, tracker in trackers.items():
+            tracker.absorb_into(run.student.get_submodule(name))
+
+
+class _Tracker:
+    """Normalises the input of one folded norm by the batch and keeps running averages."""
+
+    def __init__(self, norm: nn.Module, momentum: float) -> None:
+        self._gamma, self._beta = norm.gamma.double(), norm.beta.double()
+        slope = self._gamma / torch.sqrt(norm.running_var.double() + norm.eps)
+        self._floor = slope.square() * norm.eps
+        self._momentum = momentum
+        self._mean = self._beta.clone()
+        self._var = slope.square() * norm.running_var.double()
+
+    def __call__(self, module: nn.Module, args: tuple[Tensor]) -> tuple[Tensor]:
+        (y,) = args
+        values = y.movedim(1, 0).flatten(1).double()
+        var, mean = torch.var_mean(values, dim=1, correction=0)
+        count = values.shape[1]
+        self._mean.lerp_(mean, self._momentum)
+        self._var.lerp_(var * (count / max(1, count - 1)), self._momentum)
+        gain, shift = self._affine(mean, var)
+        shape = (1, -1) + (1,) * (y.dim() - 2)
+        return (y * gain.view(shape).to(y.dtype) + shift.view(shape).to(y.dtype),)
+
+    def _affine(self, mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
+        gain = self._gamma.abs() / torch.sqrt(var + self._floor)
+        gain = torch.where(torch.isfinite(gain), gain, torch.ones_like(gain))
+        return gain, self._beta - mean * gain
+
+    def absorb_into(self, layer: nn.Module) -> None:
+        """Let the layer itself do what the norm would do in evaluation mode."""
+        gain, shift = self._affine(self._mean, self._var)
+        quantizer = getattr(layer, "weight_quantizer", None)
+        if quantizer is not None and quantizer.is_fitted:
+            quantizer.scale.mul_(gain.to(quantizer.scale.dtype))
+            refresh_weight(layer)
+        else:
+            shape = (-1,) + (1,) * (layer.weight.dim() - 1)
+            layer.weight.mul_(gain.view(shape).to(layer.weight.dtype))
+        layer.bias.copy_(layer.bias.double() * gain + shift)

@@ -1,0 +1,55 @@
+"""What methods see of the data: second moments of patches, and samples of values."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """Sums over all patches x (columns of X) and float responses y of one layer, in float64.
+
+    gram: X X^T, Tensor[g, N, N].  cross: X Y^T, Tensor[g, N, M].  sum_x: Tensor[g, N].  sum_y, sum_yy: Tensor[g, M].
+    ``count`` patches.  The responses are taken without the layer's bias.
+    """
+
+    gram: Tensor
+    cross: Tensor
+    sum_x: Tensor
+    sum_y: Tensor
+    sum_yy: Tensor
+    count: int
+
+    def centred(self) -> Statistics:
+        """The same with the means removed from x and y: what remains once a bias absorbs them."""
+        mean_x = self.sum_x / self.count
+        mean_y = self.sum_y / self.count
+        return replace(
+            self,
+            gram=self.gram - self.sum_x.unsqueeze(2) * mean_x.unsqueeze(1),
+            cross=self.cross - self.sum_x.unsqueeze(2) * mean_y.unsqueeze(1),
+            sum_yy=self.sum_yy - self.sum_y * mean_y,
+        )
+
+    @property
+    def mean_x(self) -> Tensor:
+        return self.sum_x / self.count
+
+    @property
+    def mean_y(self) -> Tensor:
+        return self.sum_y / self.count
+
+
+@dataclass(frozen=True)
+class InputSample:
+    """Values that arrive at a quantizer.
+
+    values: Tensor[n] (or Tensor[n, channels] when asked per channel), float32.  low, high: the exact range over
+    all calibration data, Tensor[1] (or Tensor[channels]).
+    """
+
+    values: Tensor
+    low: Tensor
+    high: Tensor

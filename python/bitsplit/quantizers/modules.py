@@ -1,0 +1,116 @@
+"""Weight and activation quantizers: the modules that hold codes, scales and zero points."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from bitsplit.ops.quantize import fake_quantize
+from bitsplit.quantizers.grid import Grid
+
+
+class WeightQuantizer(nn.Module):
+    """The integers that a layer's weight *is* once it has been fitted.
+
+    codes: integers in the weight's shape.  scale: Tensor[out], float32.  zero_point: Tensor[out], int32.
+    The layer's ``weight`` parameter always equals ``scale * (codes - zero_point)``, with the output channels
+    along ``axis`` (for grouped transposed convolutions: within each of the ``groups`` parts of axis 0).
+    """
+
+    codes: Tensor | None
+    scale: Tensor | None
+    zero_point: Tensor | None
+
+    def __init__(self, grid: Grid, axis: int, groups: int = 1) -> None:
+        super().__init__()
+        self.grid = grid
+        self.axis = axis
+        self.groups = groups
+        for name in ("codes", "scale", "zero_point"):
+            self.register_buffer(name, None)
+
+    @property
+    def is_fitted(self) -> bool:
+        return self.codes is not None
+
+    @property
+    def bits(self) -> int:
+        return self.grid.bits
+
+    def set(self, codes: Tensor, scale: Tensor, zero_point: Tensor | None = None) -> None:
+        """Store fitted values; codes outside the grid are refused rather than clipped."""
+        low, high = int(codes.min()), int(codes.max())
+        if low < self.grid.low or high > self.grid.high:
+            raise ValueError(f"codes must lie in [{self.grid.low}, {self.grid.high}], got [{low}, {high}]")
+        self.codes = codes.to(self.grid.dtype).contiguous()
+        self.scale = scale.detach().to(torch.float32).reshape(-1).contiguous()
+        zero = torch.zeros_like(self.scale) if zero_point is None else zero_point
+        self.zero_point = zero.reshape(-1).to(torch.int32).contiguous()
+
+    def dequantize(self) -> Tensor:
+        """The float weight that the codes stand for."""
+        steps = self.codes.to(torch.int32) - self.per_channel(self.zero_point)
+        return steps.to(torch.float32) * self.per_channel(self.scale)
+
+    def per_channel(self, values: Tensor) -> Tensor:
+        """``values`` Tensor[out] in a shape that broadcasts against the codes."""
+        dims = self.codes.dim()
+        if self.axis == 0:
+            return values.view(-1, *[1] * (dims - 1))
+        rows = self.codes.shape[0] // self.groups
+        grouped = values.view(self.groups, 1, -1, *[1] * (dims - 2))
+        return grouped.expand(-1, rows, *[-1] * (dims - 1)).flatten(0, 1)
+
+    def extra_repr(self) -> str:
+        return f"bits={self.bits}, fitted={self.is_fitted}"
+
+
+class ActivationQuantizer(nn.Module):
+    """Quantizes a layer's input; passes it through until it has been fitted.
+
+    One scale for the whole tensor; or one per channel, then the output is the integer ``code - zero_point``
+    itself (as float), because per-channel scales live in the weights that read it (ECAQ): the
+    multiply-accumulate stays integer.  ``channel_axis`` names the channels.
+    """
+
+    scale: Tensor | None
+    zero_point: Tensor | None
+
+    def __init__(self, grid: Grid, channel_axis: int) -> None:
+        super().__init__()
+        self.grid = grid
+        self.channel_axis = channel_axis
+        self.register_buffer("scale", None)
+        self.register_buffer("zero_point", None)
+
+    @property
+    def is_fitted(self) -> bool:
+        return self.scale is not None
+
+    @property
+    def bits(self) -> int:
+        return self.grid.bits
+
+    @property
+    def is_per_channel(self) -> bool:
+        return self.scale.numel() > 1
+
+    def set(self, scale: Tensor, zero_point: Tensor | None = None) -> None:
+        """Store fitted values: Tensor[1] each, or Tensor[channels] each."""
+        self.scale = scale.detach().to(torch.float32).reshape(-1).contiguous()
+        zero = torch.zeros_like(self.scale) if zero_point is None else zero_point
+        self.zero_point = zero.reshape(-1).to(torch.int32).contiguous()
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.scale is None:
+            return x
+        axis = self.channel_axis % x.dim() if self.is_per_channel else -1
+        y = fake_quantize(x, self.scale, self.zero_point, axis, self.grid.low, self.grid.high)
+        if not self.is_per_channel:
+            return y
+        shape = [1] * x.dim()
+        shape[axis] = -1
+        return torch.round(y / self.scale.view(shape).to(y.dtype))
+
+    def extra_repr(self) -> str:
+        return f"bits={self.bits}, signed={self.grid.is_signed}, fitted={self.is_fitted}"
