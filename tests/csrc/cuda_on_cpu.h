@@ -18,8 +18,8 @@
 
 #include <algorithm>
 #include <atomic>
-#include <barrier>
 #include <bit>
+#include <condition_variable>
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
@@ -59,6 +59,40 @@ inline void require(bool condition, const char* message) {
   std::abort();
 }
 
+// std::barrier would do, but its waiters share counters with those of other barriers, and what synchronises by
+// accident hides races from ThreadSanitizer.
+class Barrier {
+ public:
+  explicit Barrier(unsigned expected) : expected_(expected) {}
+
+  void arrive_and_wait() {
+    std::unique_lock lock(mutex_);
+    const std::uint64_t phase = phase_;
+    ++arrived_;
+    finish_phase_if_complete();
+    moved_on_.wait(lock, [&] { return phase != phase_; });
+  }
+
+  void arrive_and_drop() {
+    std::lock_guard lock(mutex_);
+    --expected_;
+    finish_phase_if_complete();
+  }
+
+ private:
+  void finish_phase_if_complete() {
+    if (arrived_ != expected_) return;
+    arrived_ = 0;
+    ++phase_;
+    moved_on_.notify_all();
+  }
+
+  std::mutex mutex_;
+  std::condition_variable moved_on_;
+  unsigned expected_, arrived_ = 0;
+  std::uint64_t phase_ = 0;
+};
+
 // Up to 32 lanes, their exchange slots, and one barrier for every mask they synchronise on.
 class Warp {
  public:
@@ -66,7 +100,7 @@ class Warp {
 
   void sync(unsigned mask, unsigned lane) {
     require(mask >> lane & 1, "a lane used a warp mask that does not name it");
-    std::barrier<>* barrier;
+    Barrier* barrier;
     {
       std::lock_guard lock(mutex_);
       barrier = &barriers_.try_emplace(mask, std::popcount(mask & alive_)).first->second;
@@ -87,7 +121,7 @@ class Warp {
  private:
   std::mutex mutex_;
   unsigned alive_;
-  std::map<unsigned, std::barrier<>> barriers_;
+  std::map<unsigned, Barrier> barriers_;
 };
 
 // What the threads of the running block share; made anew for every block.
@@ -100,7 +134,7 @@ struct Block {
   struct Free {
     void operator()(unsigned char* memory) const { ::operator delete(memory, std::align_val_t(16)); }
   };
-  std::barrier<> barrier;
+  Barrier barrier;
   std::vector<int> votes;
   std::deque<Warp> warps;
   std::unique_ptr<unsigned char, Free> shared;
@@ -124,8 +158,7 @@ void launch(dim3 grid, dim3 block_size, std::size_t shared_bytes, void (*kernel)
   const std::uint64_t blocks = std::uint64_t{grid.x} * grid.y * grid.z;
 
   std::optional<Block> current(std::in_place, threads, shared_bytes);
-  auto next_block = [&]() noexcept { current.emplace(threads, shared_bytes); };
-  std::barrier between_blocks(threads, next_block);
+  Barrier between_blocks(threads);
 
   auto play = [&](unsigned index) {
     gridDim = grid;
@@ -140,6 +173,8 @@ void launch(dim3 grid, dim3 block_size, std::size_t shared_bytes, void (*kernel)
       kernel(arguments...);
       warp().leave(lane());
       block->barrier.arrive_and_drop();
+      between_blocks.arrive_and_wait();
+      if (index == 0) current.emplace(threads, shared_bytes);
       between_blocks.arrive_and_wait();
     }
   };
