@@ -1,0 +1,189 @@
+#include "ops/split/split.h"
+
+#include <ATen/ATen.h>
+#include <torch/library.h>
+
+#include <array>
+#include <cmath>
+
+#include "core/levels.h"
+#include "core/planes.h"
+
+namespace bitsplit::split {
+namespace {
+
+std::array<Backend, static_cast<size_t>(at::COMPILE_TIME_MAX_DEVICE_TYPES)>& backends() {
+  static std::array<Backend, static_cast<size_t>(at::COMPILE_TIME_MAX_DEVICE_TYPES)> table{};
+  return table;
+}
+
+const Backend& backend_of(const at::Tensor& tensor) {
+  const Backend& backend = backends()[static_cast<size_t>(tensor.device().type())];
+  TORCH_INTERNAL_ASSERT(backend.fwa != nullptr, "no split backend for ", tensor.device());
+  return backend;
+}
+
+void check_bits(int64_t bits) { TORCH_CHECK(bits >= 2 && bits <= 8, "bits must be 2 to 8, got ", bits); }
+
+void check_rounds(int64_t rounds) { TORCH_CHECK(rounds >= 0, "rounds must not be negative, got ", rounds); }
+
+// float32 or float64, three axes, on the device of `like`, free of NaN and infinities.
+void check_matrix(const at::Tensor& tensor, const char* name, const at::Tensor& like) {
+  TORCH_CHECK(tensor.scalar_type() == at::kFloat || tensor.scalar_type() == at::kDouble, name,
+              " must be float32 or float64, got ", tensor.scalar_type());
+  TORCH_CHECK(tensor.dim() == 3, name, " must have 3 axes (groups first), got shape ", tensor.sizes());
+  TORCH_CHECK(tensor.device() == like.device(), name, " must be on ", like.device(), ", got ", tensor.device());
+  // A sum is NaN or infinite as soon as one of its terms is, and reads the tensor once without a copy.
+  TORCH_CHECK(tensor.numel() == 0 || std::isfinite(tensor.sum().item<double>()), name,
+              " holds NaN or infinite values (or values too large to add up)");
+}
+
+void check_shape(const at::Tensor& tensor, const char* name, at::IntArrayRef shape) {
+  TORCH_CHECK(tensor.sizes() == shape, name, " must have shape ", shape, ", got ", tensor.sizes());
+}
+
+void check_scale(const at::Tensor& scale, int64_t groups, int64_t rows, const at::Tensor& like) {
+  TORCH_CHECK(scale.scalar_type() == at::kDouble, "scale must be float64, got ", scale.scalar_type());
+  TORCH_CHECK(scale.device() == like.device(), "scale must be on ", like.device(), ", got ", scale.device());
+  check_shape(scale, "scale", {groups, rows});
+  TORCH_CHECK(scale.numel() == 0 || (scale > 0).logical_and(scale.isfinite()).all().item<bool>(),
+              "scale must be positive and finite");
+}
+
+void check_codes(const at::Tensor& codes, int64_t bits, const at::Tensor& like) {
+  TORCH_CHECK(codes.scalar_type() == at::kChar, "codes must be int8, got ", codes.scalar_type());
+  TORCH_CHECK(codes.dim() == 3, "codes must have 3 axes (groups, rows, columns), got shape ", codes.sizes());
+  TORCH_CHECK(codes.device() == like.device(), "codes must be on ", like.device(), ", got ", codes.device());
+  const int limit = level_limit(static_cast<int>(bits));
+  TORCH_CHECK(codes.numel() == 0 || (codes.min().item<int>() >= -limit && codes.max().item<int>() <= limit),
+              "codes must lie in -", limit, "..", limit, " for ", bits, " bits, got ", codes.min().item<int>(),
+              "..", codes.max().item<int>());
+}
+
+// Rows of codes and scales may be several starts of the M channels, one after another.
+void check_rows(int64_t rows, int64_t channels, const char* name) {
+  TORCH_CHECK(channels == 0 ? rows == 0 : rows % channels == 0, name,
+              " must have a multiple of the number of channels as rows (", channels, "), got ", rows);
+}
+
+std::tuple<at::Tensor, at::Tensor> fwa(const at::Tensor& weight, int64_t bits) {
+  check_bits(bits);
+  check_matrix(weight, "weight", weight);
+  if (weight.numel() == 0)
+    return {at::zeros_like(weight, at::kChar, at::MemoryFormat::Contiguous),
+            at::ones({weight.size(0), weight.size(1)}, weight.options().dtype(at::kDouble))};
+  return backend_of(weight).fwa(weight.contiguous(), static_cast<int>(bits));
+}
+
+std::tuple<at::Tensor, at::Tensor> ofwa(const at::Tensor& weight, const at::Tensor& codes, const at::Tensor& scale,
+                                        int64_t bits, int64_t rounds) {
+  check_bits(bits);
+  check_rounds(rounds);
+  check_matrix(weight, "weight", weight);
+  check_codes(codes, bits, weight);
+  check_shape(codes, "codes", weight.sizes());
+  check_scale(scale, weight.size(0), weight.size(1), weight);
+  if (weight.numel() == 0) return {codes.clone(), scale.clone()};
+  return backend_of(weight).ofwa(weight.contiguous(), codes.contiguous(), scale.contiguous(),
+                                 static_cast<int>(bits), static_cast<int>(rounds));
+}
+
+void check_response(const at::Tensor& codes, const at::Tensor& gram, const at::Tensor& cross) {
+  check_matrix(cross, "cross", codes);
+  check_matrix(gram, "gram", codes);
+  const int64_t groups = codes.size(0), columns = codes.size(2);
+  check_shape(gram, "gram", {groups, columns, columns});
+  check_shape(cross, "cross", {groups, columns, cross.size(2)});
+  check_rows(codes.size(1), cross.size(2), "codes");
+}
+
+Descent descend(const at::Tensor& codes, const at::Tensor& scale, const at::Tensor& gram, const at::Tensor& cross,
+                int64_t bits, int64_t rounds, bool by_planes) {
+  check_bits(bits);
+  check_rounds(rounds);
+  check_codes(codes, bits, codes);
+  check_response(codes, gram, cross);
+  check_scale(scale, codes.size(0), codes.size(1), codes);
+  if (codes.numel() == 0)
+    return {codes.clone(), scale.clone(), at::zeros_like(scale), at::zeros_like(scale, at::kLong)};
+  const int planes = by_planes ? plane_count(static_cast<int>(bits)) : 1;
+  const int limit = by_planes ? 1 : level_limit(static_cast<int>(bits));
+  return backend_of(codes).descend(codes.contiguous(), scale.contiguous(), gram.contiguous(), cross.contiguous(),
+                                   planes, limit, static_cast<int>(rounds));
+}
+
+Descent planes(const at::Tensor& codes, const at::Tensor& scale, const at::Tensor& gram, const at::Tensor& cross,
+               int64_t bits, int64_t rounds) {
+  return descend(codes, scale, gram, cross, bits, rounds, true);
+}
+
+Descent polish(const at::Tensor& codes, const at::Tensor& scale, const at::Tensor& gram, const at::Tensor& cross,
+               int64_t bits, int64_t rounds) {
+  return descend(codes, scale, gram, cross, bits, rounds, false);
+}
+
+at::Tensor feedback(const at::Tensor& target, const at::Tensor& scale, const at::Tensor& factor, int64_t bits) {
+  check_bits(bits);
+  check_matrix(target, "target", target);
+  check_matrix(factor, "factor", target);
+  const int64_t groups = target.size(0), columns = target.size(2);
+  check_shape(factor, "factor", {groups, columns, columns});
+  TORCH_CHECK(scale.dim() == 2, "scale must have 2 axes (groups, rows), got shape ", scale.sizes());
+  check_scale(scale, groups, scale.size(1), target);
+  check_rows(scale.size(1), target.size(1), "scale");
+  TORCH_CHECK(factor.numel() == 0 || (factor.diagonal(0, 1, 2) > 0).all().item<bool>(),
+              "factor must have a positive diagonal");
+  if (scale.numel() == 0 || columns == 0)
+    return at::zeros({groups, scale.size(1), columns}, target.options().dtype(at::kChar));
+  return backend_of(target).feedback(target.contiguous(), scale.contiguous(), factor.contiguous(),
+                                     static_cast<int>(bits));
+}
+
+// yy - 2 s q.c + s^2 q G q in float64, where q.c and q G q come from one product with G.
+at::Tensor objective(const at::Tensor& codes, const at::Tensor& scale, const at::Tensor& gram,
+                     const at::Tensor& cross, const at::Tensor& energy) {
+  check_codes(codes, 8, codes);
+  check_response(codes, gram, cross);
+  check_scale(scale, codes.size(0), codes.size(1), codes);
+  TORCH_CHECK(energy.scalar_type() == at::kDouble, "energy must be float64, got ", energy.scalar_type());
+  check_shape(energy, "energy", {cross.size(0), cross.size(2)});
+  if (codes.size(1) == 0) return at::zeros_like(scale);
+  const int64_t starts = codes.size(1) / cross.size(2);
+  const at::Tensor q = codes.to(at::kDouble);
+  const at::Tensor c = cross.to(at::kDouble).transpose(1, 2).repeat({1, starts, 1});
+  const at::Tensor with_cross = q.mul(c).sum(2);
+  const at::Tensor with_gram = at::matmul(q, gram.to(at::kDouble)).mul_(q).sum(2);
+  return energy.repeat({1, starts}) - scale * (with_cross * 2 - scale * with_gram);
+}
+
+}  // namespace
+
+void register_backend(at::DeviceType device, const Backend& backend) {
+  backends()[static_cast<size_t>(device)] = backend;
+}
+
+TORCH_LIBRARY_FRAGMENT(bitsplit, m) {
+  m.def("fwa(Tensor weight, int bits) -> (Tensor codes, Tensor scale)");
+  m.def("ofwa(Tensor weight, Tensor codes, Tensor scale, int bits, int rounds) -> (Tensor codes, Tensor scale)");
+  m.def("planes(Tensor codes, Tensor scale, Tensor gram, Tensor cross, int bits, int rounds)"
+        " -> (Tensor codes, Tensor scale, Tensor explained, Tensor rounds_used)");
+  m.def("polish(Tensor codes, Tensor scale, Tensor gram, Tensor cross, int bits, int rounds)"
+        " -> (Tensor codes, Tensor scale, Tensor explained, Tensor rounds_used)");
+  m.def("feedback(Tensor target, Tensor scale, Tensor factor, int bits) -> Tensor codes");
+  m.def("objective(Tensor codes, Tensor scale, Tensor gram, Tensor cross, Tensor energy) -> Tensor");
+}
+
+// One implementation for both devices: it checks, then calls the backend of the tensors' device.
+void register_operators(torch::Library& m) {
+  m.impl("fwa", fwa);
+  m.impl("ofwa", ofwa);
+  m.impl("planes", planes);
+  m.impl("polish", polish);
+  m.impl("feedback", feedback);
+  m.impl("objective", objective);
+}
+
+TORCH_LIBRARY_IMPL(bitsplit, CPU, m) { register_operators(m); }
+TORCH_LIBRARY_IMPL(bitsplit, CUDA, m) { register_operators(m); }
+
+}  // namespace bitsplit::split

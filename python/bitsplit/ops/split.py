@@ -1,0 +1,194 @@
+"""The split solvers: integers and one scale per output channel, from weights or from second moments.
+
+A layer in matrix form is `weight` [g, M, N]; its inputs are only seen through G = X X^T (`gram` [g, N, N], symmetric)
+and C = X Y^T (`cross` [g, N, M]). Codes are int8 on the signed symmetric grid |q| <= 2^(bits-1) - 1, scales float64.
+The dtype of weight, target or cross (float32 or float64) is the one computed in; gram and factor may be wider.
+
+Several starts are solved in one call by stacking them along the rows: codes [g, S*M, N] and scales [g, S*M], where row r
+belongs to channel r mod M. Rows never influence one another, so stacking changes no result, and neither does the
+number of threads. `best_of` then keeps the best start of every channel.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Descent(NamedTuple):
+    """What a descent over the response returns.
+
+    codes [g, R, N] int8 and scale [g, R]; explained [g, R]: what the fit takes away from the energy of the response, so
+    objective = sum(y^2) - explained; rounds [g, R] int64: sweeps used, the last (idle) one included.
+    """
+
+    codes: Tensor
+    scale: Tensor
+    explained: Tensor
+    rounds: Tensor
+
+
+def fwa(weight: Tensor, bits: int) -> tuple[Tensor, Tensor]:
+    """Fit codes and scale to the weight itself: nearest codes and best scale in turn until the codes stand.
+
+    Args:
+        weight: [g, M, N], float32 or float64.
+        bits: 2 to 8.
+
+    Returns:
+        Codes [g, M, N] int8 and scale [g, M] float64; an all-zero row gets codes 0 and scale 1.
+    """
+    return torch.ops.bitsplit.fwa(weight, bits)
+
+
+def ofwa(weight: Tensor, codes: Tensor, scale: Tensor, bits: int, rounds: int = 50) -> tuple[Tensor, Tensor]:
+    """Improve a weight-space fit by alternating over bit planes (the paper's second step).
+
+    Args:
+        weight: [g, M, N]. codes: [g, M, N] int8. scale: [g, M] float64.
+        rounds: at most so many alternations.
+
+    Returns:
+        Codes and scale. After `fwa` they hardly ever differ from the arguments.
+    """
+    return torch.ops.bitsplit.ofwa(weight, codes, scale, bits, rounds)
+
+
+def planes(
+    codes: Tensor, scale: Tensor, gram: Tensor, cross: Tensor, bits: int, rounds: int = 100
+) -> Descent:
+    """Minimise the response error over bit planes: scale and, plane by plane, coordinate by coordinate, digits in turn.
+
+    Args:
+        codes: [g, R, N] int8, the start; R a multiple of M. scale: [g, R] float64, used until one can be fitted.
+        gram: [g, N, N]. cross: [g, N, M].
+        rounds: at most so many sweeps; a row stops earlier at its fixed point.
+    """
+    return Descent(*torch.ops.bitsplit.planes(codes, scale, gram, cross, bits, rounds))
+
+
+def polish(
+    codes: Tensor, scale: Tensor, gram: Tensor, cross: Tensor, bits: int, rounds: int = 100
+) -> Descent:
+    """Minimise the response error over all levels: scale and, coordinate by coordinate, codes in turn.
+
+    Arguments as for `planes`, whose fixed points it can only improve.
+    """
+    return Descent(*torch.ops.bitsplit.polish(codes, scale, gram, cross, bits, rounds))
+
+
+def feedback(target: Tensor, scale: Tensor, factor: Tensor, bits: int) -> Tensor:
+    """Round coordinate after coordinate, later ones making good for the errors of earlier ones.
+
+    Args:
+        target: [g, M, N], the real-valued weights to approach. scale: [g, R] float64, R a multiple of M.
+        factor: [g, N, N], from `feedback_factor`.
+
+    Returns:
+        Codes [g, R, N] int8.
+    """
+    return torch.ops.bitsplit.feedback(target, scale, factor, bits)
+
+
+def objective(codes: Tensor, scale: Tensor, gram: Tensor, cross: Tensor, energy: Tensor) -> Tensor:
+    """The response error of every row, energy - 2 s q.c + s^2 q G q, in float64.
+
+    Args:
+        codes: [g, R, N] int8. scale: [g, R] float64. gram: [g, N, N]. cross: [g, N, M].
+        energy: [g, M] float64, sum(y^2) of every channel.
+
+    Returns:
+        [g, R] float64.
+    """
+    return torch.ops.bitsplit.objective(codes, scale, gram, cross, energy)
+
+
+def damped(gram: Tensor, damping: float) -> Tensor:
+    """G [g, N, N] plus `damping` times its mean diagonal (plus 1 where that is zero) on the diagonal, per group."""
+    level = gram.diagonal(dim1=1, dim2=2).mean(1)
+    level = torch.where(level > 0, level * damping, torch.ones_like(level))
+    result = gram.clone()
+    result.diagonal(dim1=1, dim2=2).add_(level[:, None])
+    return result
+
+
+def feedback_factor(gram: Tensor, damping: float = 0.01) -> Tensor:
+    """Upper triangular U [g, N, N] with U U^T = damped G: what `feedback` and `response_target` need.
+
+    The order of factors matters: coordinate n answers the errors of coordinates 0..n-1 by column n of U.
+    """
+    reversed_lower = torch.linalg.cholesky(damped(gram, damping).flip(1, 2))
+    return reversed_lower.flip(1, 2)
+
+
+def response_target(weight: Tensor, gram: Tensor, cross: Tensor, factor: Tensor) -> Tensor:
+    """The real-valued weights that answer best: W + (C^T - W G) (damped G)^-1, [g, M, N] in the dtype of factor.
+
+    Args:
+        weight: [g, M, N]. gram: [g, N, N]. cross: [g, N, M]. factor: [g, N, N], from `feedback_factor`.
+    """
+    weight, gram, cross = (tensor.to(factor.dtype) for tensor in (weight, gram, cross))
+    mismatch = cross - gram @ weight.transpose(1, 2)
+    inner = torch.linalg.solve_triangular(factor, mismatch, upper=True)
+    return weight + torch.linalg.solve_triangular(factor.mT, inner, upper=False).transpose(1, 2)
+
+
+def best_of(descent: Descent, channels: int) -> Descent:
+    """Of the starts stacked in `descent` (rows R = S * channels) the best one of every channel; ties: the first."""
+    groups, rows, columns = descent.codes.shape
+    starts = rows // channels
+    winner = descent.explained.view(groups, starts, channels).argmax(1)
+    row = winner * channels + torch.arange(channels, device=winner.device)
+    scale, explained, rounds = (field.gather(1, row) for field in descent[1:])
+    codes = descent.codes.gather(1, row[:, :, None].expand(-1, -1, columns))
+    return Descent(codes, scale, explained, rounds)
+
+
+def solve_starts(
+    target: Tensor, scale: Tensor, gram: Tensor, cross: Tensor, factor: Tensor, bits: int, rounds: int = 100
+) -> Descent:
+    """Round `target` with feedback at every scale, polish each result, keep the best per channel.
+
+    Args:
+        target: [g, M, N]. scale: [g, S, M] float64, S starts. gram: [g, N, N]. cross: [g, N, M], its dtype is
+            the one computed in. factor: [g, N, N], from `feedback_factor`.
+
+    Returns:
+        The best start of every channel, rows = M.
+    """
+    stacked = scale.flatten(1)
+    codes = feedback(target.to(cross.dtype), stacked, factor, bits)
+    return best_of(polish(codes, stacked, gram, cross, bits, rounds), target.shape[1])
+
+
+@torch.library.register_fake("bitsplit::fwa")
+def _(weight: Tensor, bits: int) -> tuple[Tensor, Tensor]:
+    return weight.new_empty(weight.shape, dtype=torch.int8), weight.new_empty(weight.shape[:2], dtype=torch.float64)
+
+
+@torch.library.register_fake("bitsplit::ofwa")
+def _(weight: Tensor, codes: Tensor, scale: Tensor, bits: int, rounds: int) -> tuple[Tensor, Tensor]:
+    return codes.new_empty(codes.shape), scale.new_empty(scale.shape)
+
+
+def _fake_descent(
+    codes: Tensor, scale: Tensor, gram: Tensor, cross: Tensor, bits: int, rounds: int
+) -> tuple[Tensor, ...]:
+    fields = (scale.new_empty(scale.shape, dtype=dtype) for dtype in (torch.float64, torch.float64, torch.int64))
+    return codes.new_empty(codes.shape), *fields
+
+
+torch.library.register_fake("bitsplit::planes", _fake_descent)
+torch.library.register_fake("bitsplit::polish", _fake_descent)
+
+
+@torch.library.register_fake("bitsplit::feedback")
+def _(target: Tensor, scale: Tensor, factor: Tensor, bits: int) -> Tensor:
+    return target.new_empty((*scale.shape, target.shape[2]), dtype=torch.int8)
+
+
+@torch.library.register_fake("bitsplit::objective")
+def _(codes: Tensor, scale: Tensor, gram: Tensor, cross: Tensor, energy: Tensor) -> Tensor:
+    return scale.new_empty(scale.shape)
