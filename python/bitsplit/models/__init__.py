@@ -1,0 +1,1 @@
+"""Networks of the project, and how networks are found by name."""
