@@ -1,0 +1,23 @@
+"""What a model *is*: observe one forward, layer kinds, norm folding, units, coverage."""
+
+from bitsplit.network.fold import FoldReport, fold_norms
+from bitsplit.network.folded import FoldedNorm
+from bitsplit.network.layers import KINDS, Columns, LayerKind, kind_of
+from bitsplit.network.model import Layer, Network, Norm, Uncovered, Unit
+from bitsplit.network.observe import observe
+
+__all__ = [
+    "KINDS",
+    "Columns",
+    "FoldReport",
+    "FoldedNorm",
+    "Layer",
+    "LayerKind",
+    "Network",
+    "Norm",
+    "Uncovered",
+    "Unit",
+    "fold_norms",
+    "kind_of",
+    "observe",
+]

@@ -1,0 +1,202 @@
+"""Fold norms into the layers before them, each checked on the observed batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from bitsplit.errors import FoldError
+from bitsplit.network.folded import folded_class
+from bitsplit.network.layers import LayerKind
+from bitsplit.network.model import Network, Norm
+from bitsplit.network.recorder import unchanged
+
+LARGEST_ERROR = 1e-3
+
+
+@dataclass(frozen=True)
+class FoldReport:
+    """What folding did.
+
+    errors: for every norm that was tried, the relative error of its output on the observed batch.
+    folded: norm -> layer.  refused: norm -> why it was not folded after all.
+    output_error: the relative error of the network's output.
+    """
+
+    errors: dict[str, float]
+    folded: dict[str, str]
+    refused: dict[str, str]
+    output_error: float
+
+
+@dataclass(frozen=True)
+class _Pair:
+    """A layer and its norm, and what the layer's weight and bias become."""
+
+    norm_name: str
+    layer_name: str
+    norm: nn.Module
+    layer: nn.Module
+    weight: Tensor
+    bias: Tensor
+
+    @property
+    def tail(self) -> list[nn.Module]:
+        """What still acts on the output once the norm is folded."""
+        return list(self.norm.children())
+
+
+def fold_norms(network: Network) -> FoldReport:
+    """Fold every norm that ``network`` names a layer for, in place; the model's outputs stay the same.
+
+    A norm whose output would change by more than ``LARGEST_ERROR`` (relative, observed batch) stays, and
+    ``network.norms`` says so.  ``FoldError`` when the output of the whole network changes by more than that; the
+    model is then as it was.
+    """
+    if network.step is None:
+        raise FoldError(
+            "this network was unpickled and has no batch to check the folding with; observe it again"
+        )
+    pairs = [_pair(network, norm) for norm in network.norms if norm.layer is not None and not norm.folded]
+    before, errors = _trial(network, pairs)
+    accepted = [pair for pair in pairs if errors[pair.norm_name] <= LARGEST_ERROR]
+    refused = {
+        pair.norm_name: f"folding it into {pair.layer_name} changes its output by {errors[pair.norm_name]:.1e}"
+        for pair in pairs
+        if pair not in accepted
+    }
+    saved = [_apply(pair) for pair in accepted]
+    after = _run(network)
+    output_error = max(map(relative_error, after, before), default=0.0)
+    if not output_error <= LARGEST_ERROR:
+        for undo in saved:
+            undo()
+        worst = max(accepted, key=lambda pair: errors[pair.norm_name])
+        raise FoldError(
+            f"folding {len(accepted)} norms changes the network's output by {output_error:.1e}, at most "
+            f"{LARGEST_ERROR:.0e} is allowed; largest error of one norm: {errors[worst.norm_name]:.1e} "
+            f"({worst.norm_name} into {worst.layer_name})"
+        )
+    folded = {pair.norm_name: pair.layer_name for pair in accepted}
+    network.norms = [_updated(norm, folded, refused) for norm in network.norms]
+    return FoldReport(errors, folded, refused, output_error)
+
+
+def relative_error(value: Tensor, reference: Tensor) -> float:
+    """``|value - reference| / |reference|`` (Euclidean); the plain difference where the reference is zero."""
+    if value.numel() == 0:
+        return 0.0
+    difference = torch.linalg.vector_norm(value.double() - reference.double())
+    size = torch.linalg.vector_norm(reference.double())
+    return float(difference / size) if size > 0 else float(difference)
+
+
+def _updated(norm: Norm, folded: dict[str, str], refused: dict[str, str]) -> Norm:
+    if norm.name in folded:
+        return replace(norm, folded=True)
+    if norm.name in refused:
+        return replace(norm, layer=None, reason=refused[norm.name])
+    return norm
+
+
+def _pair(network: Network, norm: Norm) -> _Pair:
+    module = network.model.get_submodule(norm.name)
+    layer = network.layers[norm.layer]
+    weight, bias = _folded_parameters(layer.kind, layer.module, module)
+    return _Pair(norm.name, layer.name, module, layer.module, weight, bias)
+
+
+@torch.no_grad()
+def _folded_parameters(kind: LayerKind, layer: nn.Module, norm: nn.Module) -> tuple[Tensor, Tensor]:
+    """Weight and bias of ``layer`` with the norm's scale and shift in them, computed in float64."""
+    factor = torch.rsqrt(norm.running_var.double() + norm.eps)
+    if norm.weight is not None:
+        factor = factor * norm.weight.double()
+    shift = -norm.running_mean.double() * factor
+    if norm.bias is not None:
+        shift = shift + norm.bias.double()
+    if layer.bias is not None:
+        shift = shift + layer.bias.double() * factor
+    matrix = kind.matrix(layer, layer.weight.double())
+    matrix = matrix * factor.view(matrix.shape[0], matrix.shape[1], 1)
+    weight = kind.unmatrix(layer, matrix)
+    return weight.to(layer.weight.dtype), shift.to(layer.weight.dtype)
+
+
+def _trial(network: Network, pairs: list[_Pair]) -> tuple[list[Tensor], dict[str, float]]:
+    """One forward of the unfolded network: its outputs, and the largest error of every norm's calls."""
+    errors = {pair.norm_name: 0.0 for pair in pairs}
+    pending: dict[str, Tensor] = {}
+
+    def after_layer(pair: _Pair) -> Callable[..., None]:
+        def hook(module: nn.Module, args: tuple, output: Tensor) -> None:
+            with _parameters(module, pair.weight, pair.bias):
+                pending[pair.norm_name] = module.forward(*args)
+
+        return hook
+
+    def after_norm(pair: _Pair) -> Callable[..., None]:
+        def hook(module: nn.Module, args: tuple, output: Tensor) -> None:
+            folded = pending.pop(pair.norm_name).reshape(args[0].shape)
+            for inner in pair.tail:
+                folded = inner(folded)
+            error = relative_error(folded, output)
+            errors[pair.norm_name] = error if error != error else max(errors[pair.norm_name], error)
+
+        return hook
+
+    with ExitStack() as hooks:
+        for pair in pairs:
+            hooks.callback(pair.layer.register_forward_hook(after_layer(pair)).remove)
+            hooks.callback(pair.norm.register_forward_hook(after_norm(pair)).remove)
+        return _run(network), errors
+
+
+def _run(network: Network) -> list[Tensor]:
+    with unchanged(network.model), torch.no_grad():
+        output: Any = network.step(network.model, network.batch)
+    return [
+        leaf.clone()
+        for leaf in pytree.tree_leaves(output)
+        if isinstance(leaf, Tensor) and leaf.is_floating_point()
+    ]
+
+
+@contextmanager
+def _parameters(layer: nn.Module, weight: Tensor, bias: Tensor) -> Iterator[None]:
+    """The layer with another weight and bias for a while."""
+    old = layer._parameters["weight"], layer._parameters["bias"]
+    layer._parameters["weight"] = nn.Parameter(weight, requires_grad=False)
+    layer._parameters["bias"] = nn.Parameter(bias, requires_grad=False)
+    try:
+        yield
+    finally:
+        layer._parameters["weight"], layer._parameters["bias"] = old
+
+
+def _apply(pair: _Pair) -> Callable[[], None]:
+    """Fold; gives the function that undoes it."""
+    layer, norm = pair.layer, pair.norm
+    weight, bias, kind = layer.weight.data, layer.bias, type(norm)
+    layer.weight.data = pair.weight
+    old_bias = None if bias is None else bias.data
+    if bias is None:
+        layer.bias = nn.Parameter(pair.bias, requires_grad=layer.weight.requires_grad)
+    else:
+        bias.data = pair.bias
+    norm.__class__ = folded_class(kind)
+
+    def undo() -> None:
+        layer.weight.data = weight
+        layer.bias = bias
+        if bias is not None:
+            bias.data = old_bias
+        norm.__class__ = kind
+
+    return undo

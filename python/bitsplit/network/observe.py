@@ -1,0 +1,105 @@
+"""See what a model is by running it once."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from bitsplit.errors import ModelError
+from bitsplit.network.coverage import find_uncovered, product_macs
+from bitsplit.network.facts import Facts
+from bitsplit.network.model import Layer, Network, Norm
+from bitsplit.network.norms import find_norms
+from bitsplit.network.operations import REARRANGING
+from bitsplit.network.record import Record
+from bitsplit.network.recorder import Step, default_step, record_forward
+from bitsplit.network.units import find_units
+from bitsplit.network.usage import Usage, find_usages
+
+
+def observe(model: nn.Module, batch: Any, step: Step | None = None) -> Network:
+    """The facts about ``model`` that one forward of ``batch`` shows.
+
+    batch: whatever ``step(model, batch)`` takes, by default ``model(batch)``; one or two images are enough.
+    The forward runs in evaluation mode and without gradients; the model is left as it was.
+    """
+    step = step or default_step
+    facts = Facts(record_forward(model, batch, step))
+    usages = find_usages(model, facts)
+    norms = find_norms(model, usages, facts)
+    units = find_units(model, usages, facts)
+    layers = _layers([usage for usage in usages if not usage.reason], norms, units, facts)
+    if not layers and not usages:
+        raise ModelError("the model has no convolution and no linear layer")
+    return Network(
+        model, layers, units, norms, find_uncovered(model, usages, facts), facts.record, batch, step
+    )
+
+
+def _layers(usages: list[Usage], norms: list, units: list, facts: Facts) -> dict[str, Layer]:
+    record = facts.record
+    unit_of = {layer: unit.name for unit in units for layer in unit.layers}
+    norm_of = {norm.layer: norm for norm in norms if norm.layer is not None}
+    keys = _input_keys(usages, record)
+    last = _last_products(facts)
+    layers = {}
+    for usage in usages:
+        calls = [record.calls[number] for number in usage.calls]
+        layers[usage.name] = Layer(
+            name=usage.name,
+            module=usage.module,
+            calls=len(calls),
+            unit=unit_of[usage.name],
+            input_key=keys[usage.name],
+            nonnegative=all(facts.nonnegative[call.inputs[0]] for call in calls),
+            is_first=any(not facts.weighted[call.inputs[0]] for call in calls),
+            is_last=any(product in last for product in usage.products),
+            feeds_add=_feeds_add(usage, norm_of.get(usage.name), facts),
+            input_shape=record.values[calls[0].inputs[0]].shape,
+            output_shape=record.values[calls[0].outputs[0]].shape,
+            macs=sum(product_macs(product, facts) for product in usage.products) // record.batch_size,
+        )
+    return layers
+
+
+def _input_keys(usages: list[Usage], record: Record) -> dict[str, int]:
+    """One number per group of layers that read a common tensor: the first such value."""
+    groups: dict[int, set[int]] = {}
+    for usage in usages:
+        values = {record.calls[number].inputs[0] for number in usage.calls}
+        merged = set(values).union(*(groups[v] for v in values if v in groups))
+        groups.update(dict.fromkeys(merged, merged))
+    return {usage.name: min(groups[record.calls[usage.calls[0]].inputs[0]]) for usage in usages}
+
+
+def _last_products(facts: Facts) -> set[int]:
+    """The products with weights that no other such product separates from an output of the network.
+
+    Where residual branches are added the one that ran last counts.
+    """
+    found: dict[int, frozenset[int]] = {}
+    for number, op in enumerate(facts.record.ops):
+        product = facts.products.get(number)
+        sources = [found.get(v, frozenset()) for v in op.inputs]
+        last = frozenset().union(*sources)
+        if product is not None and product.weight is not None and facts.data[product.data]:
+            last = frozenset([number])
+        elif facts.is_branch_addition(op) and last:
+            last = frozenset([max(last)])
+        found.update(dict.fromkeys(op.outputs, last))
+    return set().union(*(found.get(v, frozenset()) for v in facts.record.outputs))
+
+
+def _feeds_add(usage: Usage, norm: Norm | None, facts: Facts) -> bool:
+    record = facts.record
+    giver = usage.name if norm is None else norm.name
+    pending = [value for number in record.calls_of(giver) for value in record.calls[number].outputs]
+    while pending:
+        for reader in facts.consumers[pending.pop()]:
+            op = record.ops[reader]
+            if facts.is_branch_addition(op):
+                return True
+            if op.name in REARRANGING:
+                pending += op.outputs
+    return False

@@ -1,0 +1,111 @@
+"""What the analysis knows about operations, by base name (see ``record.Op``)."""
+
+from __future__ import annotations
+
+from bitsplit.network.record import Op, Ref
+
+# Products: which two arguments are multiplied and summed over.
+PRODUCTS: dict[str, tuple[int, int]] = {
+    "convolution": (0, 1),
+    "mm": (0, 1),
+    "bmm": (0, 1),
+    "mv": (0, 1),
+    "dot": (0, 1),
+    "linear": (0, 1),
+    "addmm": (1, 2),
+    "addbmm": (1, 2),
+    "baddbmm": (1, 2),
+    "addmv": (1, 2),
+    "_trilinear": (0, 1),
+    "embedding": (1, 0),
+    "deform_conv2d": (0, 1),
+    "_scaled_dot_product_flash_attention_for_cpu": (0, 1),
+    "_scaled_dot_product_flash_attention": (0, 1),
+    "_scaled_dot_product_efficient_attention": (0, 1),
+    "_scaled_dot_product_cudnn_attention": (0, 1),
+    "_scaled_dot_product_fused_attention_overrideable": (0, 1),
+    "_scaled_dot_product_attention_math": (0, 1),
+}
+
+# The output holds the elements of the first argument, every one once, in some order or type.
+REARRANGING = frozenset(
+    "view _unsafe_view reshape _reshape_alias permute transpose t squeeze unsqueeze flatten unflatten clone "
+    "contiguous _to_copy to detach alias lift_fresh movedim numpy_T pixel_shuffle pixel_unshuffle "
+    "channel_shuffle native_channel_shuffle expand_as positive".split()
+)
+
+# Zeros or copies of border elements are added around the first argument.
+PADDING = frozenset(
+    "constant_pad_nd reflection_pad1d reflection_pad2d reflection_pad3d replication_pad1d replication_pad2d "
+    "replication_pad3d _pad_circular pad".split()
+)
+
+ADDITIONS = frozenset({"add", "sub", "rsub"})
+
+# Two branches of the network meet in these.
+JOINS = ADDITIONS | {"mul", "cat", "stack", "maximum", "minimum"}
+
+# Results are never negative, whatever the input.
+_NONNEGATIVE = frozenset(
+    "relu relu6 sigmoid hardsigmoid softmax _softmax abs square exp exp2 sqrt softplus norm linalg_vector_norm "
+    "zeros zeros_like new_zeros ones ones_like new_ones rand rand_like arange".split()
+)
+
+# Results are not negative when no tensor argument is.
+_KEEPING = REARRANGING | frozenset(
+    "max_pool1d max_pool2d max_pool3d max_pool2d_with_indices max_pool3d_with_indices avg_pool1d avg_pool2d "
+    "avg_pool3d _adaptive_avg_pool2d _adaptive_avg_pool3d adaptive_avg_pool1d adaptive_max_pool2d "
+    "adaptive_max_pool3d mean sum amax amin max min cat stack mul div maximum minimum upsample_nearest1d "
+    "upsample_nearest2d upsample_nearest3d upsample_linear1d upsample_bilinear2d upsample_trilinear3d "
+    "_upsample_bilinear2d_aa slice select narrow split split_with_sizes chunk unbind expand repeat gather "
+    "index index_select flip roll im2col unfold reflection_pad1d reflection_pad2d reflection_pad3d "
+    "replication_pad1d replication_pad2d replication_pad3d where sort topk cumsum grid_sampler_2d hardswish "
+    "reciprocal rsqrt rot90 tril triu".split()
+)
+
+
+def operand(op: Op, position: int, name: str) -> object:
+    """Argument ``position`` of ``op``, or the one passed by ``name``; None when absent."""
+    return op.args[position] if position < len(op.args) else op.kwargs.get(name)
+
+
+def _scalars_nonnegative(op: Op) -> bool:
+    """No number among the arguments of an element-wise operation is negative."""
+    values = (*op.args, *op.kwargs.values())
+    return all(v >= 0 for v in values if isinstance(v, (int, float)) and not isinstance(v, bool))
+
+
+def is_nonnegative(op: Op, inputs_nonnegative: bool, source_nonnegative: bool) -> bool:
+    """Whether the result of ``op`` is proven to be at least zero.
+
+    inputs_nonnegative: every tensor argument is.  source_nonnegative: the last tensor argument is (what is copied).
+    """
+    if op.name in _NONNEGATIVE:
+        return True
+    if op.name == "pow":
+        exponent = operand(op, 1, "exponent")
+        return inputs_nonnegative or (isinstance(exponent, (int, float)) and exponent % 2 == 0)
+    if op.name in ("clamp", "hardtanh", "clamp_min"):
+        low = operand(op, 1, "min" if op.name != "hardtanh" else "min_val")
+        return inputs_nonnegative or (isinstance(low, (int, float)) and low >= 0)
+    if op.name == "threshold":
+        threshold, value = operand(op, 1, "threshold"), operand(op, 2, "value")
+        return threshold >= 0 and value >= 0
+    if op.name == "constant_pad_nd":
+        return inputs_nonnegative and (operand(op, 2, "value") or 0) >= 0
+    if op.name == "copy":
+        return source_nonnegative
+    if op.name in ("fill", "full", "full_like", "new_full", "scalar_tensor"):
+        return not op.inputs[1:] and _scalars_nonnegative(op)
+    if op.name in ("add", "mul", "div", "leaky_relu", "silu", "gelu", "addcmul", "addcdiv"):
+        return inputs_nonnegative and _scalars_nonnegative(op)
+    return op.name in _KEEPING and bool(op.inputs) and inputs_nonnegative
+
+
+def refs(arguments: object) -> list[int]:
+    """The values among ``arguments`` (nested lists and tuples allowed)."""
+    if isinstance(arguments, Ref):
+        return [arguments.value]
+    if isinstance(arguments, (list, tuple)):
+        return [value for argument in arguments for value in refs(argument)]
+    return []

@@ -1,0 +1,224 @@
+"""Watch one forward: a dispatch mode sees every operation, hooks see every module call."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from bitsplit.errors import ModelError
+from bitsplit.network.record import Call, Op, Record, Ref, Value
+
+Step = Callable[[nn.Module, Any], Any]
+
+
+def default_step(model: nn.Module, batch: Any) -> Any:
+    """How one batch runs through a model unless the user says otherwise."""
+    return model(batch)
+
+
+def record_forward(model: nn.Module, batch: Any, step: Step = default_step) -> Record:
+    """The record of ``step(model, batch)`` in evaluation mode; the model is left as it was."""
+    _refuse_lazy(model)
+    recorder = _Recorder(model, batch)
+    with unchanged(model), torch.no_grad(), recorder.hooks(), recorder:
+        output = step(model, batch)
+        recorder.record.outputs = recorder.read_all(output)
+    if not recorder.record.calls:
+        raise ModelError("the step ran no module of the model")
+    return recorder.record
+
+
+def _refuse_lazy(model: nn.Module) -> None:
+    lazy = [
+        name for name, module in model.named_modules() if any(is_lazy(p) for p in module._parameters.values())
+    ]
+    if lazy:
+        raise ModelError(f"lazy modules have no weights yet; run the model once first: {', '.join(lazy)}")
+
+
+@contextmanager
+def unchanged(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode without attention's fused path; training flags, buffers and random state come back."""
+    flags = [(module, module.training) for module in model.modules()]
+    buffers = [
+        (module, name, buffer, None if buffer is None else buffer.clone())
+        for module in model.modules()
+        for name, buffer in module._buffers.items()
+    ]
+    fast_path = torch.backends.mha.get_fastpath_enabled()
+    try:
+        torch.backends.mha.set_fastpath_enabled(False)
+        for module, _ in flags:
+            module.training = False
+        with torch.random.fork_rng():
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast_path)
+        for module, training in flags:
+            module.training = training
+        with torch.no_grad():
+            for module, name, buffer, content in buffers:
+                module._buffers[name] = buffer
+                if buffer is not None and not torch.equal(buffer, content):
+                    buffer.copy_(content)
+
+
+class _Recorder(TorchDispatchMode):
+    """Builds the record.
+
+    A tensor's value is looked up by the tensor object (weakly, so no activation is kept alive) together with the
+    number of writes its memory had seen when the value was noted: after a write through another view, the value
+    is joined with what was written.
+    """
+
+    def __init__(self, model: nn.Module, batch: Any) -> None:
+        super().__init__()
+        self.record = Record()
+        self._model = model
+        self._stack: list[int] = []
+        self._call_counts: Counter[str] = Counter()
+        self._noted: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+        self._writes: dict[int, tuple[int, int, bool]] = {}  # memory -> writes, value written last, all of it
+        self._register_sources(batch)
+
+    def _register_sources(self, batch: Any) -> None:
+        for name, tensor in self._model.named_parameters():
+            self._note(tensor, self._new_value(tensor, "parameter", name))
+        for name, tensor in self._model.named_buffers():
+            self._note(tensor, self._new_value(tensor, "buffer", name))
+        for path, module in self._model.named_modules():
+            for name, attribute in vars(module).items():
+                if isinstance(attribute, Tensor) and self._noted.get(attribute) is None:
+                    self._note(attribute, self._new_value(attribute, "buffer", f"{path}.{name}"))
+        inputs = [leaf for leaf in pytree.tree_leaves(batch) if isinstance(leaf, Tensor)]
+        for tensor in inputs:
+            self._note(tensor, self._new_value(tensor, "input"))
+        if inputs and inputs[0].dim() > 0:
+            self.record.batch_size = max(1, inputs[0].shape[0])
+
+    # Values of tensors
+
+    def _new_value(self, tensor: Tensor, origin: str, name: str = "", producer: int | None = None) -> int:
+        self.record.values.append(Value(tuple(tensor.shape), origin, name, producer))
+        return len(self.record.values) - 1
+
+    def _note(self, tensor: Tensor, value: int) -> None:
+        writes = self._writes.get(_memory_of(tensor), (0, 0, False))[0]
+        self._noted[tensor] = (value, writes)
+
+    def read(self, tensor: Tensor) -> int:
+        """The value ``tensor`` holds now."""
+        noted = self._noted.get(tensor)
+        if noted is None:
+            value = self._new_value(tensor, "unknown")
+            self._note(tensor, value)
+            return value
+        value, seen = noted
+        writes, written, everything = self._writes.get(_memory_of(tensor), (0, 0, False))
+        if writes == seen:
+            return value
+        inputs = (written,) if everything else (value, written)
+        joined = self._new_value(tensor, "op", producer=len(self.record.ops))
+        self._append_op("alias", tuple(Ref(v) for v in inputs), {}, inputs, (joined,))
+        self._note(tensor, joined)
+        return joined
+
+    def read_all(self, tree: Any) -> tuple[int, ...]:
+        """The values of all tensors in ``tree``."""
+        return tuple(self.read(leaf) for leaf in pytree.tree_leaves(tree) if isinstance(leaf, Tensor))
+
+    def _write(self, tensor: Tensor, value: int) -> None:
+        memory = _memory_of(tensor)
+        writes = self._writes.get(memory, (0, 0, False))[0]
+        everything = tensor.numel() * tensor.element_size() == _bytes_of(tensor)
+        self._writes[memory] = (writes + 1, value, everything)
+        self._note(tensor, value)
+
+    def _append_op(self, name: str, args: tuple, kwargs: dict, inputs: tuple, outputs: tuple) -> None:
+        call = self._stack[-1] if self._stack else None
+        self.record.ops.append(Op(name, args, kwargs, inputs, outputs, call))
+
+    # Operations
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        refs = pytree.tree_map_only(Tensor, lambda tensor: Ref(self.read(tensor)), (args, kwargs))
+        inputs = tuple(leaf.value for leaf in pytree.tree_leaves(refs) if isinstance(leaf, Ref))
+        memories = {
+            _memory_of(leaf) for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)
+        }
+        result = func(*args, **kwargs)
+        mutated = _mutated(func, args, kwargs)
+        results = [leaf for leaf in pytree.tree_leaves(result) if isinstance(leaf, Tensor)]
+        number = len(self.record.ops)
+        outputs = []
+        for tensor in {id(tensor): tensor for tensor in (*results, *mutated)}.values():
+            value = self._new_value(tensor, "op", producer=number)
+            outputs.append(value)
+            if any(tensor is other for other in mutated):
+                self._write(tensor, value)
+            else:
+                if _memory_of(tensor) not in memories:
+                    self._writes.pop(_memory_of(tensor), None)  # new memory, perhaps at a known address
+                self._note(tensor, value)
+        name = func._schema.name.split("::")[-1].removesuffix("_")
+        self._append_op(name, *refs, inputs, tuple(outputs))
+        return result
+
+    # Module calls
+
+    @contextmanager
+    def hooks(self) -> Iterator[None]:
+        """While active, the calls of all modules are recorded."""
+        with ExitStack() as stack:
+            for name, module in self._model.named_modules():
+                before = module.register_forward_pre_hook(self._before(name), prepend=True, with_kwargs=True)
+                stack.callback(before.remove)
+                stack.callback(module.register_forward_hook(self._after, always_call=True).remove)
+            yield
+
+    def _before(self, name: str) -> Callable[..., None]:
+        def enter(module: nn.Module, args: tuple, kwargs: dict) -> None:
+            arguments = tuple(filter(None, (self.read_all(value) for value in (*args, *kwargs.values()))))
+            parent = self._stack[-1] if self._stack else None
+            call = Call(name, self._call_counts[name], parent, arguments, len(self.record.ops))
+            self._call_counts[name] += 1
+            if parent is not None:
+                self.record.calls[parent].children.append(len(self.record.calls))
+            self._stack.append(len(self.record.calls))
+            self.record.calls.append(call)
+
+        return enter
+
+    def _after(self, module: nn.Module, args: tuple, output: Any) -> None:
+        call = self.record.calls[self._stack.pop()]
+        call.outputs = self.read_all(output)
+        call.whole_output = isinstance(output, Tensor)
+        call.last = len(self.record.ops)
+
+
+def _mutated(func: Any, args: tuple, kwargs: dict) -> list[Tensor]:
+    """The tensors that ``func`` writes to, by the marks of its schema."""
+    written: list[Any] = []
+    for position, argument in enumerate(func._schema.arguments):
+        if argument.alias_info is not None and argument.alias_info.is_write:
+            written.append(args[position] if position < len(args) else kwargs.get(argument.name))
+    return [leaf for leaf in pytree.tree_leaves(written) if isinstance(leaf, Tensor)]
+
+
+def _memory_of(tensor: Tensor) -> int:
+    """What tensors that share memory have in common."""
+    return tensor.untyped_storage()._cdata if tensor.layout is torch.strided else id(tensor)
+
+
+def _bytes_of(tensor: Tensor) -> int:
+    return tensor.untyped_storage().nbytes() if tensor.layout is torch.strided else -1
