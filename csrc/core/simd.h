@@ -1,0 +1,70 @@
+// Loops compiled for the widest vectors of the machine they run on. Host only, torch-free.
+//
+//   simd::run([=]() BITSPLIT_SIMD { for (int64_t i = 0; i < n; ++i) y[i] = f(x[i]); });
+//
+// The body is compiled once per instruction set and the compiler vectorises its plain loops; whatever it
+// calls must be inlined. It is passed by value and captures by value, so that the compiler knows that no
+// store in the loop (of chars, above all) changes n or a pointer. Only the instruction set differs: nothing
+// is reassociated or contracted (-ffp-contract=off), so every machine computes the same bits. Sums that shall
+// be vectorised spell their lanes out.
+#pragma once
+
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && !defined(__CUDACC__)
+#define BITSPLIT_SIMD_LEVELS 1
+#define BITSPLIT_SIMD __attribute__((always_inline))
+#else
+#define BITSPLIT_SIMD
+#endif
+
+namespace bitsplit::simd {
+
+enum class Level { baseline, avx2, avx512 };
+
+template <typename Body>
+void run_baseline(Body body) {
+  body();
+}
+
+#ifdef BITSPLIT_SIMD_LEVELS
+template <typename Body>
+__attribute__((target("avx2,f16c"))) void run_avx2(Body body) {
+  body();
+}
+
+template <typename Body>
+__attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,prefer-vector-width=512"))) void run_avx512(
+    Body body) {
+  body();
+}
+
+inline Level best_level() {
+  static const Level level = [] {
+    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))
+      return Level::avx512;
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("f16c") ? Level::avx2 : Level::baseline;
+  }();
+  return level;
+}
+
+template <typename Body>
+void run_at(Level level, const Body& body) {
+  if (level == Level::avx512) return run_avx512(body);
+  if (level == Level::avx2) return run_avx2(body);
+  run_baseline(body);
+}
+#else
+inline Level best_level() { return Level::baseline; }
+
+template <typename Body>
+void run_at(Level, const Body& body) {
+  run_baseline(body);
+}
+#endif
+
+template <typename Body>
+void run(const Body& body) {
+  run_at(best_level(), body);
+}
+
+}  // namespace bitsplit::simd

@@ -1,0 +1,123 @@
+#include "ops/quantize/quantize.h"
+
+#include <ATen/Dispatch.h>
+#include <torch/library.h>
+
+#include <cmath>
+
+namespace bitsplit {
+namespace {
+
+void check_levels(int64_t qmin, int64_t qmax) {
+  const bool fits = (qmin >= -128 && qmax <= 127) || (qmin >= 0 && qmax <= 255);
+  TORCH_CHECK(qmin < qmax && fits, "qmin < qmax must both lie in [-128, 127] or in [0, 255], got [", qmin,
+              ", ", qmax, "]");
+}
+
+void check_shapes(const at::Tensor& x, const at::Tensor& scale, const at::Tensor& zero_point, int64_t axis) {
+  check_axis(x, axis);
+  check_floating(scale, "scale");
+  TORCH_CHECK(zero_point.scalar_type() == at::kInt, "zero_point must be int32, got ",
+              zero_point.scalar_type());
+  TORCH_CHECK(scale.device() == x.device() && zero_point.device() == x.device(),
+              "scale and zero_point must be on the device of the input, ", x.device(), ", got ",
+              scale.device(), " and ", zero_point.device());
+  const int64_t channels = axis < 0 ? 1 : x.size(axis);
+  TORCH_CHECK(scale.numel() == 1 || scale.numel() == channels,
+              "scale must have 1 element or one per channel (", channels, " along axis ", axis, "), got ",
+              scale.numel());
+  TORCH_CHECK(zero_point.numel() == scale.numel(), "zero_point must have as many elements as scale, ",
+              scale.numel(), ", got ", zero_point.numel());
+}
+
+// `scale` and `zero_point` are contiguous; scale has the dtype computed in. Values on a GPU are left alone.
+void check_values(const at::Tensor& scale, const at::Tensor& zero_point, int64_t qmin, int64_t qmax) {
+  if (!scale.is_cpu()) return;
+  AT_DISPATCH_FLOATING_TYPES(scale.scalar_type(), "check_values", [&] {
+    const scalar_t* values = scale.const_data_ptr<scalar_t>();
+    for (int64_t c = 0; c < scale.numel(); ++c)
+      TORCH_CHECK(values[c] > 0 && std::isfinite(values[c]), "scale must be positive and finite, got ",
+                  values[c], " for channel ", c);
+  });
+  const int32_t* zeros = zero_point.const_data_ptr<int32_t>();
+  for (int64_t c = 0; c < zero_point.numel(); ++c)
+    TORCH_CHECK(zeros[c] >= qmin && zeros[c] <= qmax, "zero_point must lie in [qmin, qmax] = [", qmin, ", ",
+                qmax, "], got ", zeros[c], " for channel ", c);
+}
+
+// Everything that the operators have in common; the caller adds grad and output.
+QuantizeCall checked_call(const at::Tensor& input, const at::Tensor& scale, const at::Tensor& zero_point,
+                          int64_t axis, int64_t qmin, int64_t qmax, at::ScalarType compute) {
+  check_levels(qmin, qmax);
+  check_shapes(input, scale, zero_point, axis);
+  QuantizeCall call{.input = dense(input),
+                    .scale = scale.reshape(-1).to(compute).contiguous(),
+                    .zero_point = zero_point.reshape(-1).contiguous(),
+                    .layout = {},
+                    .qmin = qmin,
+                    .qmax = qmax};
+  check_values(call.scale, call.zero_point, qmin, qmax);
+  if (input.numel() > 0) call.layout = channel_layout(call.input, scale.numel() == 1 ? -1 : axis);
+  return call;
+}
+
+at::Tensor run(const QuantizeCall& call, QuantizeKernel kernel) {
+  if (call.input.numel() > 0) kernel(call);
+  return call.output;
+}
+
+}  // namespace
+
+at::Tensor fake_quantize(const at::Tensor& x, const at::Tensor& scale, const at::Tensor& zero_point,
+                         int64_t axis, int64_t qmin, int64_t qmax, QuantizeKernel kernel) {
+  check_floating(x, "x");
+  QuantizeCall call = checked_call(x, scale, zero_point, axis, qmin, qmax, compute_type(x));
+  call.output = at::empty_like(call.input);
+  return run(call, kernel);
+}
+
+at::Tensor fake_quantize_backward(const at::Tensor& grad, const at::Tensor& x, const at::Tensor& scale,
+                                  const at::Tensor& zero_point, int64_t axis, int64_t qmin, int64_t qmax,
+                                  QuantizeKernel kernel) {
+  check_floating(x, "x");
+  TORCH_CHECK(
+      grad.sizes() == x.sizes() && grad.scalar_type() == x.scalar_type() && grad.device() == x.device(),
+      "grad must have the shape, dtype and device of x, ", x.sizes(), " ", x.scalar_type(), " ", x.device(),
+      ", got ", grad.sizes(), " ", grad.scalar_type(), " ", grad.device());
+  QuantizeCall call = checked_call(x, scale, zero_point, axis, qmin, qmax, compute_type(x));
+  call.grad = with_strides_of(grad, call.input);
+  call.output = at::empty_like(call.input);
+  return run(call, kernel);
+}
+
+at::Tensor quantize(const at::Tensor& x, const at::Tensor& scale, const at::Tensor& zero_point, int64_t axis,
+                    int64_t qmin, int64_t qmax, QuantizeKernel kernel) {
+  check_floating(x, "x");
+  QuantizeCall call = checked_call(x, scale, zero_point, axis, qmin, qmax, compute_type(x));
+  call.output = at::empty_like(call.input, call.input.options().dtype(qmin < 0 ? at::kChar : at::kByte));
+  return run(call, kernel);
+}
+
+at::Tensor dequantize(const at::Tensor& codes, const at::Tensor& scale, const at::Tensor& zero_point,
+                      int64_t axis, QuantizeKernel kernel) {
+  const bool is_signed = codes.scalar_type() == at::kChar;
+  TORCH_CHECK(is_signed || codes.scalar_type() == at::kByte, "codes must be int8 or uint8, got ",
+              codes.scalar_type());
+  TORCH_CHECK(scale.scalar_type() == at::kFloat || scale.scalar_type() == at::kDouble,
+              "scale must be float32 or float64, got ", scale.scalar_type());
+  const int64_t qmin = is_signed ? -128 : 0;
+  QuantizeCall call = checked_call(codes, scale, zero_point, axis, qmin, qmin + 255, scale.scalar_type());
+  call.output = at::empty_like(call.input, call.input.options().dtype(scale.scalar_type()));
+  return run(call, kernel);
+}
+
+TORCH_LIBRARY_FRAGMENT(bitsplit, m) {
+  m.def("fake_quantize(Tensor x, Tensor scale, Tensor zero_point, int axis, int qmin, int qmax) -> Tensor");
+  m.def(
+      "fake_quantize_backward(Tensor grad, Tensor x, Tensor scale, Tensor zero_point, int axis, int qmin, "
+      "int qmax) -> Tensor");
+  m.def("quantize(Tensor x, Tensor scale, Tensor zero_point, int axis, int qmin, int qmax) -> Tensor");
+  m.def("dequantize(Tensor codes, Tensor scale, Tensor zero_point, int axis) -> Tensor");
+}
+
+}  // namespace bitsplit
