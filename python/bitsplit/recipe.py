@@ -1,0 +1,101 @@
+"""What the user asks for: which method, how many bits, where."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, SerializeAsAny, field_validator, model_validator
+
+from bitsplit.document import Document
+from bitsplit.methods.base import Method
+from bitsplit.methods.registry import get, names, resolve
+from bitsplit.policies import PolicyName
+
+Bits = Annotated[int, Field(strict=True, ge=2, le=8)]
+
+
+class LayerOverride(Document):
+    """Bits of the layers that a pattern matches; a field that is not given leaves the policy's choice alone.
+
+    Attributes:
+        weights: 2 to 8, None for float weights, "policy" for what the policy says.
+        activations: the same for the layer's input.
+    """
+
+    weights: Bits | None | Literal["policy"] = "policy"
+    activations: Bits | None | Literal["policy"] = "policy"
+
+    @model_validator(mode="after")
+    def _says_something(self) -> LayerOverride:
+        if not self.given:
+            raise ValueError("an override needs 'weights', 'activations' or both")
+        return self
+
+    @property
+    def given(self) -> dict[str, int | None]:
+        """The fields that override the policy."""
+        return {name: bits for name, bits in self if bits != "policy"}
+
+
+class Recipe(Document):
+    """Everything that decides what quantization does, apart from the model and the data.
+
+    >>> recipe = Recipe(method="bitsplit", weights=4, activations=8, layers={"layer1.*": {"weights": 8}})
+    >>> Recipe.from_yaml(recipe.to_yaml()) == recipe
+    True
+
+    Attributes:
+        method: a chain of method configs; given as a name, a config, ``{"name": ..., option: value}`` or a list of them.
+        weights: bits of the weights, 2 to 8, or None to leave them float.
+        activations: bits of the layers' inputs, 2 to 8, or None to leave them float.
+        policy: the rule for first and last layers (``bitsplit.policies``).
+        layers: overrides by wildcard on layer names; where several match, the later one wins, field by field.
+        seed: of everything that is drawn at random.
+    """
+
+    method: tuple[SerializeAsAny[Method], ...] = Field(default="bitsplit", validate_default=True)
+    weights: Bits | None = 4
+    activations: Bits | None = None
+    policy: PolicyName = "paper"
+    layers: dict[str, LayerOverride] = Field(default_factory=dict)
+    seed: Annotated[int, Field(strict=True, ge=0, lt=2**63)] = 0
+
+    @field_validator("method", mode="before")
+    @classmethod
+    def _resolve_chain(cls, method: Any) -> tuple[Method, ...]:
+        return tuple(resolve(method))
+
+    @model_validator(mode="after")
+    def _asks_for_something(self) -> Recipe:
+        overrides = [bits for layer in self.layers.values() for bits in layer.given.values()]
+        if all(bits is None for bits in (self.weights, self.activations, *overrides)):
+            raise ValueError(
+                "nothing to quantize: 'weights' and 'activations' are both None, here and in 'layers'"
+            )
+        return self
+
+    @classmethod
+    def json_schema(cls) -> dict[str, Any]:
+        """JSON schema of recipe files, with the options of every registered method."""
+        schema = cls.model_json_schema()
+        for name in names():
+            schema["$defs"][name] = _method_schema(name, schema["$defs"])
+        one: dict[str, Any] = {
+            "anyOf": [{"enum": names()}, *({"$ref": f"#/$defs/{name}"} for name in names())]
+        }
+        schema["$defs"].pop("Method", None)
+        schema["properties"]["method"] = {
+            "title": "Method",
+            "default": "bitsplit",
+            "anyOf": [*one["anyOf"], {"type": "array", "items": one, "minItems": 1}],
+        }
+        return schema
+
+
+def _method_schema(name: str, definitions: dict[str, Any]) -> dict[str, Any]:
+    """Schema of one method's mapping form; what it refers to is added to ``definitions``."""
+    schema = get(name).model_json_schema()
+    definitions.update(schema.pop("$defs", {}))
+    schema["properties"] = {"name": {"const": name}, **schema.get("properties", {})}
+    schema["required"] = ["name", *schema.get("required", [])]
+    return schema

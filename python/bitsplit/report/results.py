@@ -1,0 +1,60 @@
+"""What a quantization run leaves behind: the facts that tables show and files keep."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import numpy
+import torch
+from pydantic import Field
+
+from bitsplit._version import __version__
+from bitsplit.document import Document
+from bitsplit.plan import Plan
+from bitsplit.recipe import Bits
+
+
+class LayerResult(Document):
+    """One fitted layer.
+
+    Attributes:
+        name, kind, unit, weights, activations: as in the plan.
+        error: squared error of the layer's response relative to the float layer's, over the calibration data;
+            None when the layer saw no data.
+        seconds: time spent on the layer.
+    """
+
+    name: str
+    kind: str
+    unit: str
+    weights: Bits | None
+    activations: Bits | None
+    error: Annotated[float, Field(ge=0)] | None = None
+    seconds: float = Field(ge=0)
+
+
+def versions() -> dict[str, str]:
+    """Versions of what results may depend on."""
+    return {"bitsplit": __version__, "torch": str(torch.__version__), "numpy": numpy.__version__}
+
+
+class QuantizationReport(Document):
+    """A whole run; a quantized model carries it as ``model._bitsplit``.
+
+    Attributes:
+        plan: what was done, with the recipe.
+        layers: the fitted layers in execution order.
+        seconds: time of the whole run, preparation included.
+        data: what identifies the calibration data (kind, number of images, hash, list of files, ...).
+        versions: of bitsplit, torch and NumPy at the time.
+    """
+
+    plan: Plan
+    layers: tuple[LayerResult, ...]
+    seconds: float = Field(ge=0)
+    data: dict[str, Any] = Field(default_factory=dict)
+    versions: dict[str, str] = Field(default_factory=versions)
+
+    def layer(self, name: str) -> LayerResult | None:
+        """The result of one layer; None for a layer that stayed float."""
+        return next((layer for layer in self.layers if layer.name == name), None)
