@@ -66,18 +66,21 @@ class Batches:
     def __iter__(self) -> Iterator[Any]:
         self._survey()
         count = 0
-        for count, batch in enumerate(self._read(), start=1):
-            if self._in_memory is None and (
-                count > len(self) or brief_digest(batch) != self._briefs[count - 1]
-            ):
-                raise CalibrationError(
-                    f"calibration batch {count - 1} differs from the one of the first walk over the data; they "
-                    "must come the same in every walk (no random augmentation that ignores the global seeds)"
-                )
+        for batch in self._read():
+            if self._in_memory is None:
+                self._check_repeated(count, batch)
             yield _copy(batch)
+            count += 1
         if count != len(self):
             raise CalibrationError(
-                f"the calibration data gave {count} batches, in the first walk {len(self)}"
+                f"a walk over the calibration data ended after {count} of {len(self)} batches"
+            )
+
+    def _check_repeated(self, index: int, batch: Any) -> None:
+        if index >= len(self) or brief_digest(batch) != self._briefs[index]:
+            raise CalibrationError(
+                f"calibration batch {index} is not what it was in the first walk over the data; it must come "
+                "the same in every walk (no random augmentation that ignores the global seeds)"
             )
 
     def _read(self) -> Iterator[Any]:

@@ -1,0 +1,66 @@
+"""What all tests share: real data, seeded randomness, CUDA cases that cannot be skipped unnoticed."""
+
+import os
+import random
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from bitsplit.models.cifar import CifarResNet, load_checkpoint, resnet20
+
+MOST_THREADS = 2
+
+
+def pytest_configure() -> None:
+    """Keeps the tests to few threads, so that several can run on one machine."""
+    torch.set_num_threads(min(MOST_THREADS, os.cpu_count() or 1))
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skips a test marked ``cuda`` where there is no GPU, or fails it where one is required."""
+    if item.get_closest_marker("cuda") is None or torch.cuda.is_available():
+        return
+    if os.environ.get("BITSPLIT_REQUIRE_CUDA") == "1":
+        pytest.fail("BITSPLIT_REQUIRE_CUDA=1, but torch sees no CUDA device", pytrace=False)
+    pytest.skip("needs a CUDA device")
+
+
+@pytest.fixture(autouse=True)
+def same_surroundings() -> Iterator[None]:
+    """Every test starts from seed 0 and leaves random states, threads and default dtype as they were."""
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    threads, dtype = torch.get_num_threads(), torch.get_default_dtype()
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)
+    yield
+    random.setstate(states[0])
+    np.random.set_state(states[1])
+    torch.set_rng_state(states[2])
+    torch.set_num_threads(threads)
+    torch.set_default_dtype(dtype)
+
+
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.cuda)])
+def device(request: pytest.FixtureRequest) -> torch.device:
+    """The CPU, and the GPU where there is one."""
+    return torch.device(request.param)
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of real data and checkpoints; tests that ask for it are skipped without it."""
+    default = Path(__file__).resolve().parents[2] / "shared" / "data"
+    folder = Path(os.environ.get("BITSPLIT_TEST_DATA", default))
+    if not folder.is_dir():
+        pytest.skip(f"no test data: {folder} does not exist (set BITSPLIT_TEST_DATA)")
+    return folder
+
+
+@pytest.fixture
+def trained_resnet20(shared_data: Path) -> CifarResNet:
+    """A fresh copy of the public CIFAR-10 ResNet-20, in eval mode."""
+    return load_checkpoint(resnet20(), shared_data / "models" / "cifar10_resnet20.th")
