@@ -11,9 +11,12 @@ import torch
 from torch import nn
 
 from bitsplit.calibration.checkpoint import Checkpoint
-from bitsplit.calibration.engine import Engine
+from bitsplit.calibration.engine import Engine, to_device
 from bitsplit.calibration.fingerprint import run_fingerprint
+from bitsplit.calibration.forecast import free_memory
+from bitsplit.calibration.replay import device_of
 from bitsplit.data import Batches, as_batches
+from bitsplit.inplace import adopt
 from bitsplit.network import Network, fold_norms, observe
 from bitsplit.plan import Plan, make_plan
 from bitsplit.recipe import Recipe
@@ -42,20 +45,24 @@ def quantize(
     """A quantized copy of ``model`` (the same class; ``inplace=True`` changes ``model`` itself).
 
     data: calibration inputs without labels: Tensor[N, ...], a list of batches, a DataLoader.
-    method: a name, a config, a list of them (a chain), or a whole ``Recipe``.  weights, activations: bits 2 to 8, None is float.
-    policy: which rule holds for first and last layers.  layers: overrides by wildcard, such as
-    ``{"layer1.*": {"weights": 8}, "fc": {"weights": None}}``.  step: how one batch runs through the model, default
-    ``model(batch)``.  checkpoint: a folder for finished layers; the same call again goes on from there.
+    method: a name, a config, a list of them (a chain), or a whole ``Recipe``.  weights, activations: bits
+    2 to 8, None is float.  policy: which rule holds for first and last layers.  layers: overrides by wildcard,
+    such as ``{"layer1.*": {"weights": 8}, "fc": {"weights": None}}``.  step: how one batch runs through the
+    model, default ``model(batch)``.  checkpoint: a folder for finished layers; the same call again goes on from there.
     memory: bytes of host memory for features, beyond that they go to disk; default a quarter of what is free.
     """
     recipe = _recipe(method, weights, activations, policy, layers, seed)
-    batches, forward = as_batches(data, batch_size), step or _call
+    batches, forward = as_batches(data, batch_size, inputs_only=step is None), step or _call
     network, teacher = _observed_copy(model, batches, forward, device)
     resolved = make_plan(network, recipe)
-    saved = None if checkpoint is None else Checkpoint(Path(checkpoint), run_fingerprint(teacher, batches, recipe))
+    saved = (
+        None
+        if checkpoint is None
+        else Checkpoint(Path(checkpoint), run_fingerprint(teacher, batches, recipe))
+    )
     engine = Engine(
         network, teacher, resolved, list(recipe.method), batches, forward,
-        seed=recipe.seed, memory=memory, checkpoint=saved,
+        seed=recipe.seed, memory=free_memory() // 4 if memory is None else memory, checkpoint=saved,
     )  # fmt: skip
     network.model._bitsplit = engine.run()
     return adopt(model, network.model) if inplace else network.model
@@ -77,7 +84,8 @@ def plan(
 ) -> Plan:
     """What ``quantize`` with the same arguments would do to every layer; nothing is fitted."""
     recipe = _recipe(method, weights, activations, policy, layers, seed)
-    network, _ = _observed_copy(model, as_batches(data, batch_size), step or _call, device)
+    batches = as_batches(data, batch_size, inputs_only=step is None)
+    network, _ = _observed_copy(model, batches, step or _call, device)
     return make_plan(network, recipe)
 
 
@@ -107,6 +115,6 @@ def _observed_copy(
     student = copy.deepcopy(model).eval()
     if device is not None:
         student.to(device)
-    network = observe(student, batches.first(device_of(student)), forward)
+    network = observe(student, to_device(batches.first(), device_of(student)), forward)
     fold_norms(network)
     return network, copy.deepcopy(student)

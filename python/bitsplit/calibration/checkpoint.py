@@ -83,7 +83,9 @@ def _refuse_other_run(manifest: Path, fingerprint: dict[str, Any]) -> None:
         raise CheckpointError(f"{manifest} cannot be read ({error}); use another folder") from error
     differing = [key for key in sorted({*saved, *fingerprint}) if saved.get(key) != fingerprint.get(key)]
     if differing:
-        details = "; ".join(f"{key}: saved {saved.get(key)!r}, now {fingerprint.get(key)!r}" for key in differing)
+        details = "; ".join(
+            f"{key}: saved {saved.get(key)!r}, now {fingerprint.get(key)!r}" for key in differing
+        )
         raise CheckpointError(f"{manifest.parent} belongs to another run. {details}")
 
 

@@ -15,19 +15,25 @@ from bitsplit.calibration.checkpoint import Checkpoint
 from bitsplit.calibration.features import FeatureStore
 from bitsplit.calibration.progress import Progress
 from bitsplit.calibration.replay import Replay, UnitCall
+from bitsplit.calibration.responses import ResponseErrors
 from bitsplit.calibration.schedule import unit_schedule
 from bitsplit.calibration.task import EngineLayerTask
 from bitsplit.data import Batches
-from bitsplit.errors import BitsplitError
+from bitsplit.errors import CalibrationError
 from bitsplit.methods.base import Method
 from bitsplit.network import Network
 from bitsplit.plan import Plan
 from bitsplit.quantizers import prepare
-from bitsplit.report.results import LayerResult
+from bitsplit.report.results import LayerResult, QuantizationReport
+
+
+def to_device(batch: Any, device: torch.device) -> Any:
+    """``batch`` with all its tensors on ``device``."""
+    return pytree.tree_map_only(Tensor, lambda tensor: tensor.to(device), batch)
 
 
 class Engine:
-    """One quantization run: ``student`` is quantized unit by unit, ``teacher`` stays the folded float model."""
+    """One run: ``student`` is quantized unit by unit, ``teacher`` stays the folded float model."""
 
     def __init__(
         self,
@@ -51,9 +57,11 @@ class Engine:
         self.seed = seed
         self.checkpoint = checkpoint
         self.store = FeatureStore(memory, scratch)
-        self.teacher = Replay(teacher, forward, self.store, "float")
-        self.student = Replay(network.model, forward, self.store, "quantized")
-        self.results: list[LayerResult] = []
+        self.teacher = teacher
+        self.student = network.model
+        self.teacher_replay = Replay(teacher, forward, self.store, "float")
+        self.student_replay = Replay(network.model, forward, self.store, "quantized")
+        self._results: list[LayerResult] = []
 
     @property
     def images(self) -> int:
@@ -61,80 +69,94 @@ class Engine:
 
     def batches(self) -> Iterator[Any]:
         """The calibration batches on the device of the model."""
-        device = self.student.device
         for batch in self.data:
-            yield pytree.tree_map_only(Tensor, lambda tensor: tensor.to(device), batch)
+            yield to_device(batch, self.student_replay.device)
 
     @torch.no_grad()
-    def run(self) -> list[LayerResult]:
-        """Fit everything; results in execution order."""
+    def run(self) -> QuantizationReport:
+        """Fit everything."""
+        started = time.perf_counter()
         try:
             for method in self.methods:
                 method.prepare(self)
-            prepare(self.network.model, self.plan)
+            prepare(self.student, self.plan)
             self._walk()
             for method in self.methods:
                 method.finish(self)
         finally:
             self.store.close()
-        return self.results
+        return QuantizationReport(
+            plan=self.plan,
+            layers=tuple(self._results),
+            seconds=time.perf_counter() - started,
+            data={
+                "images": self.data.images,
+                "batches": len(self.data),
+                "fingerprint": self.data.fingerprint,
+            },
+        )
 
     def _walk(self) -> None:
-        schedule = unit_schedule(self.network, self.forward, next(self.batches()))
+        schedule = unit_schedule(self.network)
         units = {unit.name: unit for unit in self.network.units}
         fitted: set[str] = set()
-        with Progress(sum(len(unit.layers) for unit in self.network.units)) as progress:
+        with Progress(len(self.network.layers)) as progress:
             for position, call in enumerate(schedule.calls):
-                if call[0] not in fitted:
-                    fitted.add(call[0])
-                    for name in units[call[0]].layers:
-                        progress.layer(name)
-                        self._fit(name)
-                        progress.done(self.results[-1] if self.results else None)
-                if position + 1 < len(schedule.calls):
-                    self._advance(call)
-                    self._retire(schedule.dead_after(position))
+                layers = () if call[0] in fitted else units[call[0]].layers
+                fitted.add(call[0])
+                seconds = {name: self._fit(name, progress) for name in layers}
+                errors = self._advance(call, layers)
+                self._note_results(seconds, errors, progress)
+                self._retire(schedule.dead_after(position))
 
-    def _fit(self, name: str) -> None:
+    def _fit(self, name: str, progress: Progress) -> float:
+        """Fit one layer, or bring it back from the checkpoint; the seconds it took."""
         started = time.perf_counter()
+        progress.layer(name)
         layer_plan = self.plan.layer(name)
         if layer_plan.weights is None and layer_plan.activations is None:
-            return
+            return 0.0
         task = EngineLayerTask(self, self.network.layers[name])
         if self.checkpoint is None or not self.checkpoint.restore(name, task.module):
             self._fit_with_methods(task)
-        self.results.append(
-            LayerResult(
-                name=name,
-                kind=layer_plan.kind,
-                unit=layer_plan.unit,
-                weights=layer_plan.weights,
-                activations=layer_plan.activations,
-                error=task.relative_error(),
-                seconds=time.perf_counter() - started,
-            )
-        )
+            if self.checkpoint is not None:
+                self.checkpoint.save(name, task.module)
+        return time.perf_counter() - started
 
     def _fit_with_methods(self, task: EngineLayerTask) -> None:
         for method in self.methods:
             try:
                 method.fit_layer(task)
-            except BitsplitError:
-                raise
             except (ValueError, RuntimeError) as error:
-                raise BitsplitError(f"{task.name}: {method.name} failed: {error}") from error
-        if self.checkpoint is not None:
-            self.checkpoint.save(task.name, task.module)
+                raise CalibrationError(f"{task.name}: {method.name} failed: {error}") from error
 
-    def _advance(self, call: UnitCall) -> None:
-        """Keep the outputs of a finished unit call, of both models, for all batches."""
-        for replay in (self.teacher, self.student):
-            with replay.skipping(extra=call):
-                for index, batch in enumerate(self.batches()):
-                    replay.record(index, batch, call)
-            replay.finish(call)
+    def _advance(self, call: UnitCall, layers: tuple[str, ...]) -> ResponseErrors:
+        """Keep the outputs of a finished unit call, of both models, for all batches; compare its layers."""
+        errors = ResponseErrors(layers)
+        with (
+            self.teacher_replay.skipping(extra=call),
+            self.student_replay.skipping(extra=call),
+            errors.watching(self.teacher, self.student),
+        ):
+            for index, batch in enumerate(self.batches()):
+                self.teacher_replay.record(index, batch, call)
+                self.student_replay.record(index, batch, call)
+                errors.next_batch()
+        self.teacher_replay.finish(call)
+        self.student_replay.finish(call)
+        return errors
+
+    def _note_results(self, seconds: dict[str, float], errors: ResponseErrors, progress: Progress) -> None:
+        for name, spent in seconds.items():
+            row = self.plan.layer(name)
+            if row.weights is None and row.activations is None:
+                progress.done(None)
+                continue
+            facts = {key: getattr(row, key) for key in ("name", "kind", "unit", "weights", "activations")}
+            self._results.append(LayerResult(**facts, error=errors.relative(name), seconds=spent))
+            progress.done(self._results[-1])
 
     def _retire(self, calls: list[UnitCall]) -> None:
         for call in calls:
-            self.teacher.retire(call, len(self.data))
-            self.student.retire(call, len(self.data))
+            self.teacher_replay.retire(call, len(self.data))
+            self.student_replay.retire(call, len(self.data))

@@ -49,7 +49,7 @@ class FeatureStore:
         return pytree.tree_unflatten([self._bring(leaf, device) for leaf in leaves], spec)
 
     def shape_only(self, key: Hashable) -> Any:
-        """The tree with zeros of the right shapes that take no memory, for values that nobody reads any more."""
+        """The tree with zeros of the right shapes that take no memory, for values nobody reads any more."""
         leaves, spec, device = self._trees[key]
         return pytree.tree_unflatten([_hollow(leaf, device) for leaf in leaves], spec)
 

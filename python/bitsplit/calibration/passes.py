@@ -8,12 +8,12 @@ from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
 import torch
+from bitsplit.ops.gram import gram
 from torch import Tensor, nn
 
 from bitsplit.calibration.replay import Stop
 from bitsplit.errors import CalibrationError
 from bitsplit.methods.statistics import InputSample, Statistics
-from bitsplit.ops.gram import gram
 
 if TYPE_CHECKING:
     from bitsplit.calibration.engine import Engine
@@ -21,7 +21,9 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def watching(layer: nn.Module, calls: int, seen: list[tuple[Tensor, Tensor | None]], outputs: bool) -> Iterator[None]:
+def watching(
+    layer: nn.Module, calls: int, seen: list[tuple[Tensor, Tensor | None]], outputs: bool
+) -> Iterator[None]:
     """Append (input, output) of every call of ``layer`` to ``seen`` and end the forward at its last one.
 
     Without ``outputs`` the forward ends before the layer computes.
@@ -45,7 +47,9 @@ def watching(layer: nn.Module, calls: int, seen: list[tuple[Tensor, Tensor | Non
         hook.remove()
 
 
-def visit(engine: Engine, task: EngineLayerTask, student: bool, teacher: bool) -> Iterator[tuple[int, list, list]]:
+def visit(
+    engine: Engine, task: EngineLayerTask, student: bool, teacher: bool
+) -> Iterator[tuple[int, list, list]]:
     """For every batch: its number, the student's inputs of the layer, the teacher's inputs and outputs of it.
 
     Models that are not asked for are not run.
@@ -54,16 +58,16 @@ def visit(engine: Engine, task: EngineLayerTask, student: bool, teacher: bool) -
     targets: list[tuple[Tensor, Tensor]] = []
     with ExitStack() as active:
         if student:
-            active.enter_context(engine.student.skipping())
+            active.enter_context(engine.student_replay.skipping())
             active.enter_context(watching(task.module, task.calls, inputs, outputs=False))
         if teacher:
-            active.enter_context(engine.teacher.skipping())
+            active.enter_context(engine.teacher_replay.skipping())
             active.enter_context(watching(task.twin, task.calls, targets, outputs=student))
         for index, batch in enumerate(engine.batches()):
             if teacher:
-                engine.teacher.run(index, batch)
+                engine.teacher_replay.run(index, batch)
             if student:
-                engine.student.run(index, batch)
+                engine.student_replay.run(index, batch)
             yield index, list(inputs), list(targets)
             inputs.clear()
             targets.clear()
@@ -91,11 +95,13 @@ class _Moments:
         return Statistics(self.gram, self.cross, self.sum_x, self.sum_y, self.sum_yy, self.count)
 
 
-def collect_statistics(engine: Engine, task: EngineLayerTask, quantized: bool, patches: int | None) -> Statistics:
+def collect_statistics(
+    engine: Engine, task: EngineLayerTask, quantized: bool, patches: int | None
+) -> Statistics:
     """Second moments of the layer's inputs and float responses (without bias) over all batches.
 
-    quantized: inputs come from the quantized predecessors, responses from the float network; else both are float
-    and the responses follow from the inputs.  patches: how many patches to sample in all.
+    quantized: inputs come from the quantized predecessors, responses from the float network; else both are
+    float and the responses follow from the inputs.  patches: how many patches to sample in all.
     """
     moments = _Moments(task)
     per_image = None if patches is None else max(1, round(patches / engine.images))
@@ -107,8 +113,14 @@ def collect_statistics(engine: Engine, task: EngineLayerTask, quantized: bool, p
         for call, ((x, _), (_, y)) in enumerate(zip(inputs if quantized else targets, targets, strict=True)):
             moments.add(task, x, y, per_image, _seed_of(engine.seed, task.name, index, call))
     if not all(bool(torch.isfinite(t).all()) for t in (moments.gram, moments.sum_yy, moments.sum_y)):
-        raise CalibrationError(f"{task.name}: its inputs or responses hold NaN or Inf; check the calibration data")
-    return _without_bias(moments.statistics(), task.bias) if quantized else _from_weight(moments.statistics(), task.weight)
+        raise CalibrationError(
+            f"{task.name}: its inputs or responses hold NaN or Inf; check the calibration data"
+        )
+    return (
+        _without_bias(moments.statistics(), task.bias)
+        if quantized
+        else _from_weight(moments.statistics(), task.weight)
+    )
 
 
 def _from_weight(sums: Statistics, weight: Tensor) -> Statistics:
@@ -135,7 +147,7 @@ def _without_bias(sums: Statistics, bias: Tensor | None) -> Statistics:
 
 
 def collect_sample(engine: Engine, task: EngineLayerTask, limit: int, per_channel: bool) -> InputSample:
-    """Up to about ``limit`` values of the layer's input, the same share of every batch, and the exact range."""
+    """Up to about ``limit`` values of the layer's input, the same share of every batch, and its range."""
     parts: list[Tensor] = []
     lows: list[Tensor] = []
     highs: list[Tensor] = []
@@ -157,7 +169,9 @@ def collect_sample(engine: Engine, task: EngineLayerTask, limit: int, per_channe
 
 def _values_by_channel(task: EngineLayerTask, x: Tensor) -> Tensor:
     """Tensor[values, channels]."""
-    return x.reshape(-1, x.shape[-1]) if task.kind.name == "Linear" else x.movedim(1, -1).reshape(-1, x.shape[1])
+    return (
+        x.reshape(-1, x.shape[-1]) if task.kind.name == "Linear" else x.movedim(1, -1).reshape(-1, x.shape[1])
+    )
 
 
 def _take(rows: Tensor, count: int, seed: int) -> Tensor:

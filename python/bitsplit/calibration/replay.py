@@ -23,6 +23,11 @@ class Stop(BaseException):
     """Ends a forward early; no ``except Exception`` of the model's own code may swallow it."""
 
 
+def device_of(model: nn.Module) -> torch.device:
+    """Where the parameters of ``model`` lie."""
+    return next(model.parameters()).device
+
+
 class Replay:
     """One model whose forward skips the unit calls that have been recorded.
 
@@ -43,7 +48,7 @@ class Replay:
 
     @property
     def device(self) -> torch.device:
-        return next(self.model.parameters()).device
+        return device_of(self.model)
 
     def run(self, index: int, batch: Any) -> Any:
         """Batch number ``index`` through the model; ``None`` when a hook ended it with ``Stop``."""

@@ -2,46 +2,53 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable
-from contextlib import ExitStack
+import math
 from dataclasses import dataclass
-from typing import Any
-
-from torch import nn
 
 from bitsplit.calibration.replay import UnitCall
 from bitsplit.network import Network
+from bitsplit.network.record import Record
+
+# what turns values into decisions of the model's own code: these must come out right in every later run
+_DECISIONS = {"_local_scalar_dense", "nonzero", "is_nonzero", "equal", "unique", "_unique2", "masked_select"}
 
 
 @dataclass(frozen=True)
 class Schedule:
     """calls: every unit call in execution order.  last_reader: for each of them the position of the last unit
-    call that reads its output, through whatever lies between units."""
+    call that reads its output, directly or through what lies between units.  output_size: elements of it."""
 
     calls: list[UnitCall]
     last_reader: list[int]
+    output_size: list[int]
 
     def dead_after(self, position: int) -> list[UnitCall]:
-        """Calls whose output nobody reads once the call at ``position + 1`` is finished."""
+        """Calls whose output nobody reads any more once the call at ``position`` is finished."""
         return [call for call, last in zip(self.calls, self.last_reader, strict=True) if last == position]
 
 
-def unit_schedule(network: Network, forward: Callable[[nn.Module, Any], Any], batch: Any) -> Schedule:
-    """Run ``batch`` once and note the order of unit calls."""
-    calls: list[UnitCall] = []
-    counts: Counter[str] = Counter()
+def unit_schedule(network: Network) -> Schedule:
+    """The schedule of the observed forward."""
+    record = network.record
+    units = {unit.name for unit in network.units}
+    numbers = [index for index, call in enumerate(record.calls) if call.name in units]
+    sizes = [sum(math.prod(record.values[value].shape) for value in record.calls[n].outputs) for n in numbers]
+    calls = [(record.calls[number].name, record.calls[number].number) for number in numbers]
+    return Schedule(calls, _last_readers(record, {n: p for p, n in enumerate(numbers)}), sizes)
 
-    def note(name: str) -> Callable[..., None]:
-        def hook(module: nn.Module, args: tuple) -> None:
-            calls.append((name, counts[name]))
-            counts[name] += 1
 
-        return hook
-
-    with ExitStack() as hooks:
-        for unit in network.units:
-            module = network.model.get_submodule(unit.name)
-            hooks.callback(module.register_forward_pre_hook(note(unit.name)).remove)
-        forward(network.model, batch)
-    return Schedule(calls, [len(calls)] * len(calls))
+def _last_readers(record: Record, positions: dict[int, int]) -> list[int]:
+    """Follow every unit call's output through the operations between units."""
+    last = list(range(len(positions)))
+    sources: dict[int, frozenset[int]] = {}
+    for op in record.ops:
+        inside = next((positions[call] for call in record.ancestors(op.call) if call in positions), None)
+        read = frozenset().union(*(sources.get(value, frozenset()) for value in op.inputs))
+        for source in read:
+            if inside is not None:
+                last[source] = max(last[source], inside)
+            elif op.name in _DECISIONS:
+                last[source] = len(positions)
+        for value in op.outputs:
+            sources[value] = read if inside is None else frozenset({inside})
+    return last

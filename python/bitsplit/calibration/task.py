@@ -24,8 +24,8 @@ class EngineLayerTask:
         self._engine = engine
         self.calls = layer.calls
         self.name = layer.name
-        self.module: nn.Module = engine.student.model.get_submodule(layer.name)
-        self.twin: nn.Module = engine.teacher.model.get_submodule(layer.name)
+        self.module: nn.Module = engine.student.get_submodule(layer.name)
+        self.twin: nn.Module = engine.teacher.get_submodule(layer.name)
         self.kind: LayerKind = kind_of(self.module)
         self.seed = engine.seed
         self._statistics: dict[tuple[str, int | None], Statistics] = {}

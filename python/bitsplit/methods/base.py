@@ -1,17 +1,18 @@
 """What a method is, and what the engine gives it.
 
-A chain of methods is walked once over the network.  Every method may act at four moments and does nothing at
+A chain of methods is walked once over the network.  Every method may act at three moments and does nothing at
 those it does not override: ``prepare`` (the folded float model, before anything is quantized), ``fit_layer``
-(each layer, in execution order), ``fit_unit`` (a unit whose layers are fitted), ``finish`` (the whole network).
+(each layer, in execution order), ``finish`` (the whole network).
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Protocol
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, SerializeAsAny, model_serializer
+from pydantic import BeforeValidator, SerializeAsAny, model_serializer
 from torch import Tensor, nn
 
+from bitsplit.document import Document
 from bitsplit.quantizers import ActivationQuantizer, Grid
 
 if TYPE_CHECKING:
@@ -20,10 +21,9 @@ if TYPE_CHECKING:
     from bitsplit.network.layers import LayerKind
 
 
-class Config(BaseModel):
+class Config(Document):
     """Options of a method: frozen, checked at construction, unknown names refused."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
     name: ClassVar[str]
 
     @model_serializer(mode="wrap")
@@ -47,7 +47,7 @@ class LayerTask(Protocol):
         """Second moments of the layer's inputs, from ``patches`` sampled patches or from all of them."""
 
     def input_sample(self, limit: int, per_channel: bool = False) -> InputSample:
-        """Up to ``limit`` values of the layer's input from the quantized predecessors, and its exact range."""
+        """Up to ``limit`` values of the layer's input, predecessors quantized, and its exact range."""
 
     def store(self, codes: Tensor, scale: Tensor, zero_point: Tensor | None = None) -> None:
         """Set the weight: codes [g, M, N], scale [g, M]."""
@@ -87,10 +87,13 @@ class Method(Config):
 
 
 class ActivationMethod(Config):
-    """Sets the scale of an activation quantizer from a sample of its input."""
+    """Sets the scale of an activation quantizer from a sample of its input.
 
+    zero_point: whether it can place one; without, tensors that may be negative get signed levels.
+    """
+
+    zero_point: ClassVar[bool] = True
     sample_limit: ClassVar[int] = 3_000_000
-    zero_point: ClassVar[bool] = False  # whether it can place one: then inputs that may be negative get levels 0 .. 2^b - 1
 
     def fit(self, sample: InputSample, grid: Grid) -> tuple[Tensor, Tensor]:
         """Scale and zero point, Tensor[1] each."""

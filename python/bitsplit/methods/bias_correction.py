@@ -9,7 +9,7 @@ from bitsplit.methods.registry import register
 
 @register
 class BiasCorrection(Method):
-    """A chain step after a weight method: b + E[W x] - E[W_q x_q], with x_q from the quantized predecessors."""
+    """A step after a weight method: b + E[W x] - E[W_q x_q], with x_q from the quantized predecessors."""
 
     name = "bias_correction"
 

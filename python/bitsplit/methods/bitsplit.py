@@ -17,10 +17,21 @@ from torch import Tensor
 
 from bitsplit.methods.activations import BitSplitActivations
 from bitsplit.methods.base import AnyActivationMethod, LayerTask, Run, WeightMethod
-from bitsplit.methods.norms import reestimate
+from bitsplit.methods.norms import ReestimateNorms
 from bitsplit.methods.registry import register
 from bitsplit.methods.statistics import Statistics
-from bitsplit.ops.split import feedback, fwa, objective, ofwa, planes, polish
+from bitsplit.ops.split import (
+    Descent,
+    best_of,
+    feedback,
+    feedback_factor,
+    fwa,
+    ofwa,
+    planes,
+    polish,
+    response_target,
+    solve_starts,
+)
 
 PAPER = {
     "starts": "planes",
@@ -69,90 +80,50 @@ class BitSplit(WeightMethod):
         sums = task.statistics("quantized" if self.error_compensation else "float", self.patches)
         moments = sums.centred() if self.refit_bias else sums
         fit = self._planes if self.starts == "planes" else self._several
-        codes, scale = fit(task, moments)
-        task.store(codes, scale)
+        found = fit(task, moments)
+        task.store(found.codes, found.scale)
         if self.refit_bias:
-            task.store_bias(refitted_bias(task, sums, codes, scale))
+            task.store_bias(refitted_bias(task, sums, found.codes, found.scale))
 
-    def _planes(self, task: LayerTask, moments: Statistics) -> tuple[Tensor, Tensor]:
+    def _planes(self, task: LayerTask, moments: Statistics) -> Descent:
         """The paper's own road: weight space, then bit planes in response space, then perhaps polish."""
         bits = task.weight_grid.bits
-        weight, gram, cross = task.weight.double(), moments.gram, moments.cross
-        codes, scale = ofwa(weight, *fwa(weight, bits), bits, 50)
-        codes, scale, _ = planes(codes, scale, gram, cross, bits, self.rounds)
+        gram, cross = moments.gram, moments.cross
+        codes, scale = ofwa(task.weight, *fwa(task.weight, bits), bits)
+        found = planes(codes, scale, gram, cross, bits, self.rounds)
         if self.polish:
-            codes, scale, _ = polish(codes, scale, gram, cross, bits, self.rounds)
+            found = polish(found.codes, found.scale, gram, cross, bits, self.rounds)
         if self.paper:
             dead = torch.diagonal(gram, dim1=1, dim2=2) == 0
-            codes = codes.masked_fill(dead.unsqueeze(1), 0)
-        return codes, scale
+            found = found._replace(codes=found.codes.masked_fill(dead.unsqueeze(1), 0))
+        return found
 
-    def _several(self, task: LayerTask, moments: Statistics) -> tuple[Tensor, Tensor]:
+    def _several(self, task: LayerTask, moments: Statistics) -> Descent:
         """Every start rounded with error feedback and polished; the best per row."""
         bits = task.weight_grid.bits
-        target = response_target(task.weight.double(), moments, self.damping)
-        _, scale = fwa(task.weight.double(), bits)
-        best = _Best(moments)
+        gram, cross = moments.gram.float(), moments.cross.float()
         factor = feedback_factor(moments.gram, self.damping)
-        for multiplier in self.scales:
-            start = scale * multiplier
-            best.take(*self._descend(feedback(target, start, factor, bits), start, moments, bits))
+        target = response_target(task.weight, moments.gram, moments.cross, factor).float()
+        _, scale = fwa(task.weight, bits)
+        scales = torch.stack([scale * multiplier for multiplier in self.scales], dim=1)
+        best = solve_starts(target, scales, gram, cross, factor, bits, self.rounds)
         generator = torch.Generator().manual_seed(task.seed)
         for _ in range(self.orders):
             order = torch.randperm(target.shape[2], generator=generator).to(target.device)
             factor = feedback_factor(moments.gram[:, order][:, :, order], self.damping)
             codes = feedback(target[:, :, order], best.scale, factor, bits)[:, :, torch.argsort(order)]
-            best.take(*self._descend(codes, best.scale, moments, bits))
-        return best.codes, best.scale
-
-    def _descend(self, codes: Tensor, scale: Tensor, moments: Statistics, bits: int) -> tuple[Tensor, Tensor]:
-        if self.polish:
-            codes, scale, _ = polish(codes, scale, moments.gram, moments.cross, bits, self.rounds)
-        return codes, scale
+            found = polish(codes, best.scale, gram, cross, bits, self.rounds)
+            best = best_of(stacked(best, found), target.shape[1])
+        return best
 
     def finish(self, run: Run) -> None:
         if self.reestimate_norms:
-            reestimate(run)
+            ReestimateNorms().finish(run)
 
 
-class _Best:
-    """The best codes and scale of every row so far."""
-
-    def __init__(self, moments: Statistics) -> None:
-        self._moments = moments
-        self._error: Tensor | None = None
-
-    def take(self, codes: Tensor, scale: Tensor) -> None:
-        """Keep those rows of (codes, scale) that are better than what is kept."""
-        m = self._moments
-        error = objective(codes, scale, m.gram, m.cross, m.sum_yy)
-        if self._error is None:
-            self.codes, self.scale, self._error = codes, scale, error
-            return
-        better = error < self._error
-        self.codes = torch.where(better.unsqueeze(2), codes, self.codes)
-        self.scale = torch.where(better, scale, self.scale)
-        self._error = torch.where(better, error, self._error)
-
-
-def damped(gram: Tensor, damping: float) -> Tensor:
-    """G with ``damping`` times its mean diagonal added, so that dead inputs do not make it singular."""
-    diagonal = torch.diagonal(gram, dim1=1, dim2=2)
-    level = diagonal.mean(1, keepdim=True)
-    level = damping * torch.where(level > 0, level, torch.ones_like(level))
-    return gram + torch.diag_embed(level.expand_as(diagonal))
-
-
-def feedback_factor(gram: Tensor, damping: float) -> Tensor:
-    """The upper Cholesky factor of the inverse of the damped Gram matrix: how later coordinates answer an error."""
-    lower = torch.linalg.cholesky(damped(gram, damping))
-    return torch.linalg.cholesky(torch.cholesky_inverse(lower), upper=True)
-
-
-def response_target(weight: Tensor, moments: Statistics, damping: float) -> Tensor:
-    """The float weight that answers the quantized inputs best: W + (C^T - W G) (G + damping)^-1."""
-    mismatch = moments.cross - moments.gram @ weight.transpose(1, 2)
-    return weight + torch.linalg.solve(damped(moments.gram, damping), mismatch).transpose(1, 2)
+def stacked(*found: Descent) -> Descent:
+    """Several solutions of the same rows, one below the other."""
+    return Descent(*(torch.cat(fields, dim=1) for fields in zip(*found, strict=True)))
 
 
 def refitted_bias(task: LayerTask, sums: Statistics, codes: Tensor, scale: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from bitsplit.ops.split import fwa
 
 @register
 class Nearest(WeightMethod):
-    """Codes are the nearest levels, the scale the one that fits them best: the fixed point of both in turn."""
+    """Codes are the nearest levels, the scale fits them best: the fixed point of both in turn."""
 
     name = "nearest"
     activations: AnyActivationMethod = MinMaxActivations()

@@ -1,6 +1,6 @@
 """Re-estimation of norm statistics, as the released Bit-Split does, on a network whose norms are folded.
 
-In training mode a norm would scale every channel of its layer's output y by the batch's own mean and variance.
+In training mode a norm would scale every channel of its layer's output y by the batch's mean and variance.
 With the norm folded, y = a z + c per channel, the same is |gamma| (y - mean) / sqrt(var + a^2 eps) + beta.
 Running averages of mean and variance are taken over the batches and at the end absorbed into scale and bias
 of the layer, so the result stays integer.
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from bitsplit.methods.base import Method, Run
 from bitsplit.methods.registry import register
+from bitsplit.network import FoldedNorm, kind_of
 from bitsplit.quantizers import refresh_weight
 
 
@@ -32,9 +33,9 @@ class ReestimateNorms(Method):
         trackers = {}
         with ExitStack() as hooks:
             for norm in run.network.norms:
-                if norm.folded_into is not None:
+                if norm.folded:
                     module = run.student.get_submodule(norm.name)
-                    tracker = trackers[norm.folded_into] = _Tracker(module, self.momentum)
+                    tracker = trackers[norm.layer] = _Tracker(module, self.momentum)
                     hooks.callback(module.register_forward_pre_hook(tracker).remove)
             for batch in islice(cycle(run.batches()), self.batches):
                 run.forward(run.student, batch)
@@ -45,13 +46,13 @@ class ReestimateNorms(Method):
 class _Tracker:
     """Normalises the input of one folded norm by the batch and keeps running averages."""
 
-    def __init__(self, norm: nn.Module, momentum: float) -> None:
-        self._gamma, self._beta = norm.gamma.double(), norm.beta.double()
-        slope = self._gamma / torch.sqrt(norm.running_var.double() + norm.eps)
-        self._floor = slope.square() * norm.eps
+    def __init__(self, norm: FoldedNorm, momentum: float) -> None:
+        gamma = torch.ones_like(norm.running_var) if norm.weight is None else norm.weight
+        self._gamma, self._beta = gamma.double().abs(), norm.reference_mean.double()
+        self._floor = self._gamma.square() * norm.eps / (norm.running_var.double() + norm.eps)
         self._momentum = momentum
         self._mean = self._beta.clone()
-        self._var = slope.square() * norm.running_var.double()
+        self._var = norm.reference_std.double().square()
 
     def __call__(self, module: nn.Module, args: tuple[Tensor]) -> tuple[Tensor]:
         (y,) = args
@@ -65,7 +66,7 @@ class _Tracker:
         return (y * gain.view(shape).to(y.dtype) + shift.view(shape).to(y.dtype),)
 
     def _affine(self, mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
-        gain = self._gamma.abs() / torch.sqrt(var + self._floor)
+        gain = self._gamma / torch.sqrt(var + self._floor)
         gain = torch.where(torch.isfinite(gain), gain, torch.ones_like(gain))
         return gain, self._beta - mean * gain
 
@@ -77,6 +78,8 @@ class _Tracker:
             quantizer.scale.mul_(gain.to(quantizer.scale.dtype))
             refresh_weight(layer)
         else:
-            shape = (-1,) + (1,) * (layer.weight.dim() - 1)
-            layer.weight.mul_(gain.view(shape).to(layer.weight.dtype))
+            kind = kind_of(layer)
+            matrix = kind.matrix(layer, layer.weight)
+            scaled = matrix * gain.view(*matrix.shape[:2], 1).to(matrix.dtype)
+            layer.weight.copy_(kind.unmatrix(layer, scaled))
         layer.bias.copy_(layer.bias.double() * gain + shift)

@@ -23,7 +23,9 @@ class Registry(Generic[C]):
         """Class decorator: make a config known under its name; a second owner is refused."""
         known = self._classes.setdefault(config_class.name, config_class)
         if known is not config_class:
-            raise ValueError(f"{self.kind} {config_class.name!r} is already registered by {known.__qualname__}")
+            raise ValueError(
+                f"{self.kind} {config_class.name!r} is already registered by {known.__qualname__}"
+            )
         return config_class
 
     def names(self) -> list[str]:

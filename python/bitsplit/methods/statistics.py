@@ -11,8 +11,8 @@ from torch import Tensor
 class Statistics:
     """Sums over all patches x (columns of X) and float responses y of one layer, in float64.
 
-    gram: X X^T, Tensor[g, N, N].  cross: X Y^T, Tensor[g, N, M].  sum_x: Tensor[g, N].  sum_y, sum_yy: Tensor[g, M].
-    ``count`` patches.  The responses are taken without the layer's bias.
+    gram: X X^T, Tensor[g, N, N].  cross: X Y^T, Tensor[g, N, M].  sum_x: Tensor[g, N].
+    sum_y, sum_yy: Tensor[g, M].  ``count`` patches.  The responses are taken without the layer's bias.
     """
 
     gram: Tensor
@@ -46,8 +46,8 @@ class Statistics:
 class InputSample:
     """Values that arrive at a quantizer.
 
-    values: Tensor[n] (or Tensor[n, channels] when asked per channel), float32.  low, high: the exact range over
-    all calibration data, Tensor[1] (or Tensor[channels]).
+    values: Tensor[n] (or Tensor[n, channels] when asked per channel), float32.  low, high: the exact range
+    over all calibration data, Tensor[1] (or Tensor[channels]).
     """
 
     values: Tensor

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import torch
+from bitsplit.ops.quantize import fake_quantize
 from torch import Tensor, nn
 
-from bitsplit.ops.quantize import fake_quantize
 from bitsplit.quantizers.grid import Grid
 
 

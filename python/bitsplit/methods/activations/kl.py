@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from bitsplit.ops.ranges import histogram, kl_threshold
 from pydantic import Field
 from torch import Tensor
 
@@ -10,7 +11,6 @@ from bitsplit.methods.base import ActivationMethod
 from bitsplit.methods.ranges import scale_of_range
 from bitsplit.methods.registry import register_activation
 from bitsplit.methods.statistics import InputSample
-from bitsplit.ops.ranges import histogram, kl_threshold
 from bitsplit.quantizers import Grid
 
 
@@ -28,4 +28,6 @@ class KlActivations(ActivationMethod):
         counts = histogram(sample.values.abs(), 0.0, float(top), self.bins)
         levels = grid.high + 1 if grid.is_signed or bool(sample.low >= 0) else (grid.high + 1) // 2
         threshold = top * (kl_threshold(counts, levels) / self.bins)
-        return scale_of_range(torch.maximum(sample.low, -threshold), torch.minimum(sample.high, threshold), grid)
+        return scale_of_range(
+            torch.maximum(sample.low, -threshold), torch.minimum(sample.high, threshold), grid
+        )

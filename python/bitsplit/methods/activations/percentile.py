@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bitsplit.ops.ranges import percentile
 from pydantic import Field
 from torch import Tensor
 
@@ -9,7 +10,6 @@ from bitsplit.methods.base import ActivationMethod
 from bitsplit.methods.ranges import scale_of_range
 from bitsplit.methods.registry import register_activation
 from bitsplit.methods.statistics import InputSample
-from bitsplit.ops.ranges import percentile
 from bitsplit.quantizers import Grid
 
 
