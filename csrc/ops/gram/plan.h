@@ -1,0 +1,75 @@
+// Which way the CPU path takes for a layer, and how it cuts the batch into tiles. Depends on sizes alone,
+// never on the number of threads, so that results do not either. Torch-free.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <vector>
+
+#include "ops/gram/products.h"
+#include "ops/gram/terms.h"
+
+namespace bitsplit::gram {
+
+struct Shape {
+  Geometry geometry;
+  int64_t images, groups, channels, rows;
+  bool sampled;     // only some output positions count
+  int64_t patches;  // per image
+};
+
+struct Plan {
+  bool patches;           // unfold small tiles of patches; else multiply shifted images
+  bool lanes_are_groups;  // 16 groups side by side; else 16 columns of a group
+  int64_t tile;           // images per tile, or patches per tile
+  int64_t tiles;
+  int64_t chunk;  // tiles that are packed at the same time
+};
+
+constexpr int64_t kTilePositions = 1024;
+constexpr int64_t kChunkValues = int64_t{4} << 20;
+
+inline int64_t round_up(int64_t value, int64_t unit) { return (value + unit - 1) / unit * unit; }
+
+// Multiply-adds per image over all pairs of columns, counting idle lanes.
+inline double multiply_adds(int64_t groups, int64_t width, bool lanes_are_groups) {
+  constexpr double kLanePenalty = 2;  // two loads for every product
+  if (lanes_are_groups)
+    return kLanePenalty * double(round_up(groups, kLanes)) * double(width) * double(width);
+  return double(groups) * double(round_up(width, kLanes)) * double(round_up(width, kLanes));
+}
+
+inline Plan choose_plan(const Shape& shape, const std::vector<Term>& terms) {
+  double shared = 0;  // positions to be multiplied when taps share their products
+  for (const Term& term : terms)
+    shared += double(term.count[0] * term.count[1] * term.count[2]) * (term.symmetric ? 0.5 : 1.0);
+  const auto& g = shape.geometry;
+  const int64_t outputs = g[0].out() * g[1].out() * g[2].out(), image = g[0].size * g[1].size * g[2].size;
+  const int64_t columns = shape.channels * tap_count(g), width = shape.groups * (shape.channels + shape.rows);
+
+  constexpr double kGather = 64;  // multiply-adds in the time it takes to fetch one value of a patch
+  Plan best{};
+  double least = -1;
+  for (bool patches : {false, true})
+    for (bool lanes_are_groups : {false, true}) {
+      if (shape.sampled && !patches) continue;
+      const double positions = patches ? 0.5 * double(outputs) : shared;
+      const double gather = patches ? kGather * double(outputs) * double(columns * shape.groups) : 0;
+      const double cost =
+          positions * multiply_adds(shape.groups, patches ? columns : shape.channels, lanes_are_groups) +
+          gather;
+      if (least >= 0 && cost >= least) continue;
+      least = cost;
+      best.patches = patches;
+      best.lanes_are_groups = lanes_are_groups;
+    }
+  const int64_t total = best.patches ? shape.images * shape.patches : shape.images;
+  const int64_t positions = best.patches ? 1 : std::max(image, outputs);
+  const int64_t values = positions * (best.patches ? shape.groups * (columns + shape.rows) : width);
+  best.tile = std::clamp<int64_t>(std::min(kTilePositions / positions, kChunkValues / values), 1, total);
+  best.tiles = (total + best.tile - 1) / best.tile;
+  best.chunk = std::clamp<int64_t>(kChunkValues / (best.tile * values), 1, best.tiles);
+  return best;
+}
+
+}  // namespace bitsplit::gram
