@@ -19,8 +19,9 @@ from torch.utils.cpp_extension import BuildExtension, CppExtension, CUDAExtensio
 
 GENERATED = ROOT / "build" / "generated"
 # No contraction of a*b+c, neither on the host nor on the device: both must round alike. Kernels that want a
-# fused multiply-add say fma. No -march: kernels choose their instruction set at run time. Without trapping-math
-# and math-errno (nobody reads those flags) the compiler vectorises clamps and roundings; values stay the same.
+# fused multiply-add say fma. No -march: kernels choose their instruction set at run time. Without
+# trapping-math and math-errno (nobody reads those flags) the compiler vectorises clamps and roundings; values
+# stay the same.
 HOST_FLAGS = ["-fopenmp", "-ffp-contract=off", "-fno-trapping-math", "-fno-math-errno", "-fvisibility=hidden"]
 CXX_FLAGS = ["-std=c++20", "-O3", "-g0", "-Wall", "-Wno-unknown-pragmas", *HOST_FLAGS]
 NVCC_FLAGS = ["-std=c++20", "-O3", "-fmad=false", "-Xcompiler=" + ",".join(HOST_FLAGS)]
@@ -67,7 +68,8 @@ class Build(BuildExtension):
     def finalize_options(self) -> None:
         super().finalize_options()
         kind = "cuda" if DECISION.toolkit else "cpu"
-        self.build_temp = str(ROOT / "build" / f"{kind}-torch{torch.__version__}-{sys.implementation.cache_tag}")
+        folder = f"{kind}-torch{torch.__version__}-{sys.implementation.cache_tag}"
+        self.build_temp = str(ROOT / "build" / folder)
 
     def build_extensions(self) -> None:
         with_cuda = DECISION.toolkit is not None
@@ -85,7 +87,7 @@ class Build(BuildExtension):
 
 
 def write_facts(facts: dict[str, str]) -> None:
-    """Write the header that csrc/bindings.cpp includes; left alone when nothing changed, to save a compile."""
+    """Write the header that csrc/bindings.cpp includes; left alone when nothing changed."""
     rows = "".join(f'    {{"{key}", R"({value})"}},\n' for key, value in facts.items())
     pairs = f"std::array<std::pair<const char*, const char*>, {len(facts)}>"
     includes = "#pragma once\n#include <array>\n#include <utility>\n"

@@ -66,9 +66,9 @@ def package_folder(torch_cuda: str) -> Path | None:
 def bridge_gaps(toolkit: Path, packages: Path | None, folder: Path) -> tuple[Path, Path]:
     """Fill what a toolkit lacks with links to the packages torch runs on.
 
-    A packaged toolkit has `libcudart.so.13` but no `libcudart.so`; a system toolkit may lack cuBLAS altogether.
-    Only what is missing is linked: a whole second include folder would mix two versions of the runtime's headers,
-    because a header prefers its neighbours.
+    A packaged toolkit has `libcudart.so.13` but no `libcudart.so`; a system toolkit may lack cuBLAS
+    altogether. Only what is missing is linked: a whole second include folder would mix two versions of the
+    runtime's headers, because a header prefers its neighbours.
 
     Returns the include folder and the library folder, both inside `folder`, rebuilt from nothing.
     """
@@ -96,7 +96,9 @@ def _find_toolkit(torch_cuda: str) -> Decision:
     for name, toolkit in _candidates(torch_cuda):
         version = toolkit_version(toolkit)
         if version.split(".")[0] == major:
-            return Decision(toolkit, f"torch is built for CUDA {torch_cuda} and {name} is a CUDA {version} toolkit")
+            return Decision(
+                toolkit, f"torch is built for CUDA {torch_cuda} and {name} is a CUDA {version} toolkit"
+            )
         seen.append(f"{name}: {f'CUDA {version}' if version else 'no toolkit'}")
     return Decision(
         None,

@@ -1,6 +1,7 @@
 """The compiled module: loading it, and noticing when it does not fit this torch or these sources."""
 
 import hashlib
+import importlib
 import warnings
 from pathlib import Path
 from types import ModuleType
@@ -11,7 +12,9 @@ INSTALL_COMMAND = "pip install --no-build-isolation ."
 
 def source_hash(root: Path) -> str:
     """Hash of everything the compiled module is made from, below the repository root."""
-    files = [path for path in (root / "csrc").rglob("*") if path.suffix in {".h", ".cpp", ".cu", ".cuh", ".txt"}]
+    files = [
+        path for path in (root / "csrc").rglob("*") if path.suffix in {".h", ".cpp", ".cu", ".cuh", ".txt"}
+    ]
     files += [root / "setup.py", root / "scripts" / "cuda_toolkit.py"]
     digest = hashlib.sha256()
     for path in sorted(files):
@@ -31,21 +34,24 @@ def load_extension() -> ModuleType:
 
     root = Path(__file__).resolve().parents[2]
     checkout = (root / "csrc" / "sources.txt").is_file()
-    command = f"run `{BUILD_COMMAND}` in {root}" if checkout else f"run `{INSTALL_COMMAND}` in bitsplit's sources"
+    command = (
+        f"run `{BUILD_COMMAND}` in {root}" if checkout else f"run `{INSTALL_COMMAND}` in bitsplit's sources"
+    )
     try:
-        from bitsplit import _C
+        module = importlib.import_module("bitsplit._C")
     except ImportError as error:
         raise ImportError(
             f"bitsplit's compiled module does not load with torch {torch.__version__} ({error}); {command}"
         ) from error
-    built = _C.build_info()
+    built = module.build_info()
     if built["torch"] != torch.__version__:
         raise ImportError(
-            f"bitsplit's compiled module was built for torch {built['torch']}, this is {torch.__version__}; {command}"
+            f"bitsplit's compiled module was built for torch {built['torch']}, "
+            f"this is {torch.__version__}; {command}"
         )
     if checkout and built["sources"] != source_hash(root):
         warnings.warn(f"bitsplit's C++ sources changed since they were built; {command}", stacklevel=2)
-    return _C
+    return module
 
 
 def build_info() -> dict[str, str]:
