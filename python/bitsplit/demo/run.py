@@ -1,0 +1,127 @@
+"""Quantize the demo's network by every method at every width, and measure what is left of its accuracy."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rich.console import Console
+from rich.progress import track
+from torch import Tensor
+
+from bitsplit.api import quantize
+from bitsplit.demo.assets import calibration_images, test_images, trained_network
+from bitsplit.demo.chart import draw_chart, require_matplotlib
+from bitsplit.demo.table import print_table
+from bitsplit.evaluation import evaluate, predict
+from bitsplit.methods import MinMax
+from bitsplit.models.cifar import CifarResNet
+from bitsplit.report import summary
+
+
+@dataclass(frozen=True)
+class Widths:
+    """Bits of weights and activations (None: float); first and last layer keep 8 bits."""
+
+    weights: int
+    activations: int | None = None
+
+    def __str__(self) -> str:
+        return f"W{self.weights}" if self.activations is None else f"W{self.weights}A{self.activations}"
+
+
+@dataclass(frozen=True)
+class Result:
+    """One quantized network, or the float one (``widths`` None).
+
+    Attributes:
+        method: name of the method, "float" for the float network.
+        widths: its bits.
+        accuracy: percentage of test images classified right.
+        same_class: percentage of test images with the same class as the float network gives.
+        size: bytes of the network.
+        seconds: time quantization took.
+    """
+
+    method: str
+    widths: Widths | None
+    accuracy: float
+    same_class: float
+    size: int
+    seconds: float
+
+
+METHODS: dict[str, Any] = {
+    "minmax": "minmax",
+    "mse": "mse",
+    "kl": MinMax(activations="kl"),
+    "bitsplit": "bitsplit",
+}
+WEIGHTS_ONLY = tuple(Widths(bits) for bits in range(8, 1, -1))
+WITH_ACTIVATIONS = (Widths(8, 8), Widths(4, 8), Widths(4, 4), Widths(3, 3))
+
+
+def run(
+    chart: str | os.PathLike[str] | None = None,
+    widths: Sequence[Widths] = (*WEIGHTS_ONLY, *WITH_ACTIVATIONS),
+    console: Console | None = None,
+) -> list[Result]:
+    """Runs the demo: prints a table, returns what is in it.
+
+    Args:
+        chart: where to draw the results as PNG (needs matplotlib); None draws none.
+        widths: which bits to try.
+        console: where to print.
+    """
+    if chart is not None:
+        require_matplotlib()
+    console = console or Console()
+    model = trained_network()
+    images, _ = calibration_images().tensors()
+    test = test_images().tensors()
+    results = [_float_result(model, test)]
+    classes = predict(model, test)
+    cases = [(bits, name) for bits in widths for name in METHODS if not _is_repetition(name, bits)]
+    for bits, name in track(cases, "demo", console=console, disable=not console.is_terminal, transient=True):
+        results.append(_measure(model, images, test, classes, name, bits))
+    print_table(results, console)
+    if chart is not None:
+        draw_chart(results, chart)
+        console.print(f"chart: {os.fspath(chart)}")
+    return results
+
+
+def _is_repetition(method: str, widths: Widths) -> bool:
+    """KL chooses ranges of activations; its weights are those of minmax."""
+    return method == "kl" and widths.activations is None
+
+
+def _float_result(model: CifarResNet, test: tuple[Tensor, Tensor]) -> Result:
+    return Result("float", None, evaluate(model, test).top1, 100.0, summary(model).float_bytes, 0.0)
+
+
+def _measure(
+    model: CifarResNet,
+    images: Tensor,
+    test: tuple[Tensor, Tensor],
+    classes: Tensor,
+    method: str,
+    widths: Widths,
+) -> Result:
+    started = time.perf_counter()
+    quantized = quantize(
+        model, images, METHODS[method], weights=widths.weights, activations=widths.activations
+    )
+    seconds = time.perf_counter() - started
+    found = predict(quantized, test)
+    return Result(
+        method,
+        widths,
+        accuracy=100 * float((found == test[1]).double().mean()),
+        same_class=100 * float((found == classes).double().mean()),
+        size=summary(quantized).quantized_bytes,
+        seconds=seconds,
+    )
