@@ -1,0 +1,185 @@
+#include "ops/ranges/ranges.h"
+
+#include <ATen/Dispatch.h>
+#include <ATen/ops/aminmax.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/full.h>
+#include <ATen/ops/zeros.h>
+#include <torch/library.h>
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <vector>
+
+#include "ops/ranges/kl_threshold.h"
+
+namespace bitsplit {
+namespace {
+
+void check_values(const at::Tensor& x, int64_t axis) {
+  check_floating(x, "x");
+  check_axis(x, axis);
+  TORCH_CHECK(x.numel() > 0, "x must have at least one element, got shape ", x.sizes());
+}
+
+// As the kernels divide by steps: some real grid, at most 8 bits wide.
+void check_levels(int64_t qmin, int64_t qmax) {
+  const bool fits = (qmin >= -128 && qmax <= 127) || (qmin == 0 && qmax <= 255);
+  TORCH_CHECK(qmin <= 0 && qmax > 0 && fits,
+              "qmin <= 0 < qmax must both lie in [-128, 127] or in [0, 255], got [", qmin, ", ", qmax, "]");
+}
+
+// `bound` as float64 [channels]; values on a GPU are left alone.
+at::Tensor checked_bound(const at::Tensor& bound, const char* name, const at::Tensor& x, int64_t channels) {
+  check_floating(bound, name);
+  TORCH_CHECK(bound.device() == x.device(), name, " must be on the device of x, ", x.device(), ", got ",
+              bound.device());
+  TORCH_CHECK(bound.numel() == 1 || bound.numel() == channels, name,
+              " must have 1 element or one per channel (", channels, "), got ", bound.numel());
+  const at::Tensor values = bound.reshape(-1).to(at::kDouble).expand(channels).contiguous();
+  if (!values.is_cpu()) return values;
+  for (int64_t c = 0; c < channels; ++c) {
+    const double value = values.const_data_ptr<double>()[c];
+    TORCH_CHECK(std::isfinite(value), name, " must be finite, got ", value, " for channel ", c);
+  }
+  return values;
+}
+
+// x as [channels, values], contiguous.
+at::Tensor channel_rows(const at::Tensor& x, int64_t axis) {
+  if (axis < 0) return x.reshape({1, -1}).contiguous();
+  return x.movedim(axis, 0).reshape({x.size(axis), -1}).contiguous();
+}
+
+// The scales visited by alternate_scale, and how much of <x, x> each of them explains.
+class Visited {
+ public:
+  // <x, x> - ||x - scale q||^2
+  void add(double scale, const ScaleSums& sums) {
+    scales_.push_back(scale);
+    explained_.push_back(2 * scale * sums.xq - scale * scale * sums.qq);
+  }
+  bool contains(double scale) const { return first(scale) < scales_.size(); }
+
+  // The scale that explains most among those from the first visit of `scale` on.
+  double best_since(double scale) const {
+    const auto start = explained_.begin() + first(scale);
+    return scales_[std::max_element(start, explained_.end()) - explained_.begin()];
+  }
+  double best() const { return best_since(scales_.front()); }
+
+ private:
+  size_t first(double scale) const {
+    return std::find(scales_.begin(), scales_.end(), scale) - scales_.begin();
+  }
+  std::vector<double> scales_, explained_;
+};
+
+double rounded_to(at::ScalarType type, double value) {
+  return type == at::kFloat ? static_cast<double>(static_cast<float>(value)) : value;
+}
+
+double alternate(const at::Tensor& x, double scale, int qmin, int qmax, ScaleSumsKernel sums_of) {
+  constexpr int kMaxRounds = 1000;
+  Visited visited;
+  for (int round = 0; round < kMaxRounds; ++round) {
+    const ScaleSums sums = sums_of(x, scale, qmin, qmax);
+    visited.add(scale, sums);
+    const double next = rounded_to(compute_type(x), sums.xq / sums.qq);
+    if (!(next > 0 && std::isfinite(next))) return visited.best();  // subnormal values only
+    if (visited.contains(next)) return visited.best_since(next);
+    scale = next;
+  }
+  return visited.best();
+}
+
+at::Tensor kl_threshold(const at::Tensor& counts, int64_t levels) {
+  TORCH_CHECK(counts.scalar_type() == at::kLong && counts.dim() == 1, "counts must be int64 [bins], got ",
+              counts.scalar_type(), " ", counts.sizes());
+  TORCH_CHECK(levels >= 1 && levels <= counts.numel(), "levels must lie in [1, bins = ", counts.numel(),
+              "], got ", levels);
+  const at::Tensor dense_counts = counts.contiguous();
+  const int64_t* values = dense_counts.const_data_ptr<int64_t>();
+  const int64_t bins = counts.numel();
+  TORCH_CHECK(*std::min_element(values, values + bins) >= 0, "counts must not be negative");
+  TORCH_CHECK(*std::max_element(values, values + bins) > 0, "counts must not all be zero");
+  return at::full({}, KlSearch(values, bins, levels).best(), counts.options());
+}
+
+}  // namespace
+
+std::tuple<at::Tensor, at::Tensor> channel_range(const at::Tensor& x, int64_t axis, RangeKernel kernel) {
+  check_values(x, axis);
+  const at::Tensor data = dense(x);
+  const ChannelLayout layout = channel_layout(data, axis);
+  const RangeCall call{data, layout, at::empty({layout.channels}, data.options()),
+                       at::empty({layout.channels}, data.options())};
+  kernel(call);
+  return {call.min, call.max};
+}
+
+at::Tensor histogram(const at::Tensor& x, double low, double high, int64_t bins, HistogramKernel kernel) {
+  check_floating(x, "x");
+  TORCH_CHECK(bins >= 1 && bins <= 8192, "bins must lie in [1, 8192], got ", bins);
+  const double cells_per_unit = static_cast<double>(bins) / (high - low);
+  const bool fits = rounded_to(compute_type(x), low) < rounded_to(compute_type(x), high) &&
+                    std::isfinite(rounded_to(compute_type(x), cells_per_unit));
+  TORCH_CHECK(std::isfinite(low) && std::isfinite(high) && fits,
+              "low < high must be finite and told apart by ", compute_type(x), ", got [", low, ", ", high,
+              "]");
+  const HistogramCall call{dense(x), low, cells_per_unit, at::zeros({bins}, x.options().dtype(at::kLong))};
+  if (x.numel() > 0) kernel(call);
+  return call.counts;
+}
+
+std::tuple<at::Tensor, at::Tensor, at::Tensor> lp_search(const at::Tensor& x, int64_t axis, int64_t qmin,
+                                                         int64_t qmax, const at::Tensor& low,
+                                                         const at::Tensor& high, int64_t candidates, double p,
+                                                         SearchKernel kernel) {
+  check_values(x, axis);
+  check_levels(qmin, qmax);
+  TORCH_CHECK(candidates >= 1 && candidates <= 65536, "candidates must lie in [1, 65536], got ", candidates);
+  TORCH_CHECK(p > 0 && std::isfinite(p), "p must be positive and finite, got ", p);
+  const at::Tensor rows = channel_rows(x, axis);
+  const int64_t channels = rows.size(0);
+  const SearchCall call{.rows = rows,
+                        .low = checked_bound(low, "low", x, channels),
+                        .high = checked_bound(high, "high", x, channels),
+                        .qmin = static_cast<int>(qmin),
+                        .qmax = static_cast<int>(qmax),
+                        .candidates = static_cast<int>(candidates),
+                        .p = p,
+                        .scale = at::empty({channels}, x.options().dtype(compute_type(x))),
+                        .zero_point = at::empty({channels}, x.options().dtype(at::kInt)),
+                        .error = at::empty({channels}, x.options().dtype(at::kDouble))};
+  kernel(call);
+  return {call.scale, call.zero_point, call.error};
+}
+
+at::Tensor alternate_scale(const at::Tensor& x, int64_t qmin, int64_t qmax, ScaleSumsKernel sums) {
+  check_values(x, -1);
+  check_levels(qmin, qmax);
+  const auto [min, max] = at::aminmax(x);
+  const double low = min.item().toDouble(), high = max.item().toDouble();
+  TORCH_CHECK(std::isfinite(low) && std::isfinite(high), "x must be finite, got values from ", low, " to ",
+              high);
+  const double negative = qmin < 0 ? low / static_cast<double>(qmin) : 0;
+  double scale = rounded_to(compute_type(x), std::max(high / static_cast<double>(qmax), negative));
+  scale = scale > 0 ? alternate(dense(x), scale, static_cast<int>(qmin), static_cast<int>(qmax), sums) : 1;
+  return at::full({1}, scale, x.options().dtype(compute_type(x)));
+}
+
+TORCH_LIBRARY_FRAGMENT(bitsplit, m) {
+  m.def("channel_range(Tensor x, int axis) -> (Tensor min, Tensor max)");
+  m.def("histogram(Tensor x, float low, float high, int bins) -> Tensor");
+  m.def("kl_threshold(Tensor counts, int levels) -> Tensor");
+  m.def(
+      "lp_search(Tensor x, int axis, int qmin, int qmax, Tensor low, Tensor high, int candidates, float p) "
+      "-> (Tensor scale, Tensor zero_point, Tensor error)");
+  m.def("alternate_scale(Tensor x, int qmin, int qmax) -> Tensor");
+}
+
+TORCH_LIBRARY_IMPL(bitsplit, CPU, m) { m.impl("kl_threshold", kl_threshold); }
+
+}  // namespace bitsplit
