@@ -32,7 +32,7 @@ class FakeLayer:
 
 @dataclass
 class FakeNetwork:
-    """conv1 -> block1 (conv1, conv2, downsample reads what conv1 reads) -> block2.conv1 (signed input) -> fc."""
+    """conv1 -> block1 (conv1, conv2, downsample of the same input) -> block2.conv1 (signed) -> fc."""
 
     model: nn.Module = field(default_factory=nn.Module)
     uncovered: tuple = (SimpleNamespace(name="attn", what="in_proj_weight", reason="packed projection"),)

@@ -56,7 +56,7 @@ class LayerPlan(Document):
 
     @property
     def weight_bytes(self) -> int:
-        """Size of the weights in a file: packed codes, a scale and a zero point per channel; or as they were."""
+        """Size in a file: packed codes, a scale and a zero point per channel; or as the weights were."""
         if self.weights is None:
             return self.float_bytes
         return (self.count * self.weights + 7) // 8 + 8 * self.channels
@@ -157,7 +157,7 @@ class Plan(Document):
 
 
 def make_plan(network: Network, recipe: Recipe) -> Plan:
-    """Resolve ``recipe`` for ``network``: policy, then overrides, then shared quantizers and levels of the inputs.
+    """Resolve ``recipe`` for ``network``: policy, then overrides, then shared quantizers and input levels.
 
     Raises:
         RecipeError: an override matches no layer, or nothing would be quantized.
@@ -230,7 +230,7 @@ def _overrides_by_layer(recipe: Recipe, names: list[str]) -> dict[str, list[tupl
 
 
 def _places(network: Network) -> dict[str, list[Place]]:
-    """Where each layer stands.  What runs right after the first layers reads their output, as do its siblings."""
+    """Where each layer stands.  What runs next after the first layers reads their output."""
     layers = list(network.layers.values())
     firsts = [index for index, layer in enumerate(layers) if layer.is_first]
     following = layers[firsts[-1] + 1 :] if firsts else []

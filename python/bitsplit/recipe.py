@@ -45,7 +45,7 @@ class Recipe(Document):
     True
 
     Attributes:
-        method: a chain of method configs; given as a name, a config, ``{"name": ..., option: value}`` or a list of them.
+        method: a chain of configs, given as name, config, ``{"name": ..., option: value}`` or list of them.
         weights: bits of the weights, 2 to 8, or None to leave them float.
         activations: bits of the layers' inputs, 2 to 8, or None to leave them float.
         policy: the rule for first and last layers (``bitsplit.policies``).

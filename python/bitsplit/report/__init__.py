@@ -1,0 +1,6 @@
+"""What people see of a run: its results, tables, a summary of a model."""
+
+from bitsplit.report.model_summary import Summary, summary
+from bitsplit.report.results import LayerResult, QuantizationReport, versions
+
+__all__ = ["LayerResult", "QuantizationReport", "Summary", "summary", "versions"]

@@ -1,0 +1,163 @@
+"""A table of a model: bits, errors, time and size of every layer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from rich.console import Console
+from rich.table import Table
+from torch import nn
+
+from bitsplit.network import kind_of
+from bitsplit.quantizers import ActivationQuantizer, WeightQuantizer
+from bitsplit.report.results import QuantizationReport
+
+
+@dataclass(frozen=True)
+class SummaryRow:
+    """One layer with weights.
+
+    bits, input_bits: None where float.  input_levels: "unsigned", "signed", or "affine" (with a zero point).
+    error: squared error of the response relative to the float layer's, None where unknown; so is seconds.
+    float_bytes, quantized_bytes: size of the weights before, and of codes, scales and zero points now.
+    """
+
+    name: str
+    kind: str
+    bits: int | None
+    input_bits: int | None
+    input_levels: str | None
+    error: float | None
+    seconds: float | None
+    float_bytes: int
+    quantized_bytes: int
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What ``summary`` found; prints as a table.
+
+    report: of the run that made the model; None for a float model.
+    other_bytes: size of all parameters and buffers that are no layer's weight.
+    """
+
+    model_class: str
+    rows: tuple[SummaryRow, ...]
+    report: QuantizationReport | None
+    other_bytes: int
+
+    @property
+    def is_quantized(self) -> bool:
+        """Whether any layer has integer weights or a quantized input."""
+        return any(row.bits is not None or row.input_bits is not None for row in self.rows)
+
+    @property
+    def float_bytes(self) -> int:
+        """Size of the model with float weights."""
+        return self.other_bytes + sum(row.float_bytes for row in self.rows)
+
+    @property
+    def quantized_bytes(self) -> int:
+        """Size of the model as it is."""
+        return self.other_bytes + sum(row.quantized_bytes for row in self.rows)
+
+    def table(self) -> Table:
+        """One row per layer, for ``rich.print``."""
+        title = f"{self.model_class}, {self._what()}"
+        table = Table(title=title, caption=self._caption(), caption_justify="left")
+        table.add_column("layer", overflow="fold")
+        table.add_column("kind")
+        for heading in ("weights", "input"):
+            table.add_column(heading)
+        for heading in ("error", "seconds", "KiB"):
+            table.add_column(heading, justify="right")
+        for row in self.rows:
+            table.add_row(
+                row.name or "(model)",
+                row.kind,
+                "float" if row.bits is None else f"W{row.bits}",
+                "float" if row.input_bits is None else f"A{row.input_bits} {row.input_levels}",
+                "-" if row.error is None else f"{row.error:.2%}",
+                "-" if row.seconds is None else f"{row.seconds:.2f}",
+                f"{row.quantized_bytes / 1024:.1f}",
+            )
+        return table
+
+    def _what(self) -> str:
+        if not self.is_quantized:
+            return "a float model: no layer is quantized"
+        if self.report is None:
+            return "quantized"
+        methods = " + ".join(method.name for method in self.report.plan.recipe.method)
+        return f"quantized by {methods}, policy {self.report.plan.rule}"
+
+    def _caption(self) -> str:
+        quantized = sum(row.bits is not None for row in self.rows)
+        size = f"{self.float_bytes / 2**20:.2f} MiB"
+        if self.is_quantized:
+            size += f" float, {self.quantized_bytes / 2**20:.2f} MiB quantized"
+        line = f"{quantized} of {len(self.rows)} layers have integer weights; {size}"
+        if self.report is None:
+            return line
+        uncovered = [f"not covered: {p.name} ({p.what}): {p.reason}" for p in self.report.plan.uncovered]
+        return "\n".join([f"{line}; {self.report.seconds:.1f} s", *uncovered])
+
+    def __str__(self) -> str:
+        console = Console(width=120, color_system=None)
+        with console.capture() as capture:
+            console.print(self.table())
+        return capture.get()
+
+
+def summary(model: nn.Module) -> Summary:
+    """Bits, errors, time and size of every layer of ``model``, quantized just now, loaded, or float."""
+    report = getattr(model, "_bitsplit", None)
+    report = report if isinstance(report, QuantizationReport) else None
+    layers = {name: module for name, module in model.named_modules() if kind_of(module) is not None}
+    if report is not None:
+        order = {layer.name: position for position, layer in enumerate(report.plan.layers)}
+        layers = dict(sorted(layers.items(), key=lambda item: order.get(item[0], len(order))))
+    rows = tuple(_row(name, layer, report) for name, layer in layers.items())
+    everything = sum(_own_bytes(module) for module in model.modules())
+    other = everything - sum(row.float_bytes for row in rows)
+    return Summary(type(model).__name__, rows, report, other)
+
+
+def _row(name: str, layer: nn.Module, report: QuantizationReport | None) -> SummaryRow:
+    weight = layer.weight
+    size = weight.numel() * weight.element_size()
+    weights: WeightQuantizer | None = getattr(layer, "weight_quantizer", None)
+    inputs: ActivationQuantizer | None = getattr(layer, "input_quantizer", None)
+    result = None if report is None else report.layer(name)
+    return SummaryRow(
+        name=name,
+        kind=kind_of(layer).name,
+        bits=None if weights is None else weights.bits,
+        input_bits=None if inputs is None else inputs.bits,
+        input_levels=None if inputs is None else _levels(inputs),
+        error=None if result is None else result.error,
+        seconds=None if result is None else result.seconds,
+        float_bytes=size,
+        quantized_bytes=size if weights is None else _packed_bytes(weight.numel(), weights),
+    )
+
+
+def _packed_bytes(count: int, quantizer: WeightQuantizer) -> int:
+    """Size of ``count`` codes, packed to their width, with a scale and a zero point per channel."""
+    channels = 0 if quantizer.scale is None else quantizer.scale.numel()
+    return (count * quantizer.bits + 7) // 8 + 8 * channels
+
+
+def _levels(quantizer: ActivationQuantizer) -> str:
+    if quantizer.grid.is_signed:
+        return "signed"
+    has_zero_point = quantizer.is_fitted and bool(quantizer.zero_point.any())
+    return "affine" if has_zero_point else "unsigned"
+
+
+def _own_bytes(module: nn.Module) -> int:
+    """Size of what is stored in ``module`` itself as it is."""
+    if isinstance(module, (WeightQuantizer, ActivationQuantizer)):
+        return 0
+    tensors = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
