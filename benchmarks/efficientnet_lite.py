@@ -44,7 +44,7 @@ def tensors(photos: Dataset) -> tuple[Tensor, Tensor]:
 
 
 def compare(photos: ImageFolder, seed: int) -> Table:
-    """Accuracy of the float network and of every method at every width, on the half that did not calibrate."""
+    """Accuracy of the float network and of every method and width, on the half that did not calibrate."""
     calibration = sample(photos, len(photos) // 2, seed)
     images, _ = tensors(calibration)
     test = tensors(calibration.rest())
