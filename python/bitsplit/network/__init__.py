@@ -1,5 +1,6 @@
 """What a model *is*: observe one forward, layer kinds, norm folding, units, coverage."""
 
+from bitsplit.network.baking import bake_effective_weights
 from bitsplit.network.fold import FoldReport, fold_norms
 from bitsplit.network.folded import FoldedNorm
 from bitsplit.network.layers import KINDS, Columns, LayerKind, kind_of
@@ -17,6 +18,7 @@ __all__ = [
     "Norm",
     "Uncovered",
     "Unit",
+    "bake_effective_weights",
     "fold_norms",
     "kind_of",
     "observe",

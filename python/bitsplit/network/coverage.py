@@ -20,17 +20,22 @@ _FUNCTIONAL = {
 
 def find_uncovered(model: nn.Module, usages: list[Usage], facts: Facts) -> list[Uncovered]:
     """Refused layers, products with weights outside any layer, products of activations, unused weights."""
-    refused = [
-        Uncovered(usage.name, usage.kind.name, usage.reason, _macs(usage.products, facts))
-        for usage in usages
-        if usage.reason
-    ]
     of_layers = {op for usage in usages for op in usage.products}
     functional = _functional_products(of_layers, facts)
-    named = {usage.name for usage in usages}
-    return (
-        refused + [entry for entry in functional if entry.name not in named] + _unused(model, usages, facts)
-    )
+    macs = {entry.name: entry.macs for entry in functional}
+    refused = [usage for usage in usages if usage.reason]
+    entries = [
+        Uncovered(
+            usage.name,
+            usage.kind.name,
+            usage.reason,
+            _macs(usage.products, facts) or macs.get(f"{usage.name}.weight", 0),
+        )
+        for usage in refused
+    ]
+    weights = {f"{usage.name}.weight" for usage in refused}
+    entries += [entry for entry in functional if entry.name not in weights]
+    return entries + _unused(model, usages, facts)
 
 
 def _functional_products(of_layers: set[int], facts: Facts) -> list[Uncovered]:
@@ -55,7 +60,7 @@ def _described(product: Product, facts: Facts) -> tuple[str, str, str]:
 
 
 def _unused(model: nn.Module, usages: list[Usage], facts: Facts) -> list[Uncovered]:
-    """Parameters with two or more axes that no operation has read, other than those of layers listed already."""
+    """Parameters with two or more axes that no operation has read, those of listed layers left out."""
     read = {value for op in facts.record.ops for value in op.inputs}
     seen = {
         v.name for number, v in enumerate(facts.record.values) if v.origin == "parameter" and number in read

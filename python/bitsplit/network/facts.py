@@ -1,4 +1,4 @@
-"""What follows from a record about every value: whether it carries image data, may be negative, is a weight."""
+"""What follows from a record about every value: does it carry image data, is it a weight, never negative."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ class Facts:
         return tuple(dict.fromkeys(v for v in op.inputs if self.data[v]))
 
     def back_through(self, value: int, names: frozenset[str], first: int) -> int:
-        """Follow ``value`` back to where it came from through operations of ``names`` from number ``first`` on."""
+        """Follow ``value`` back through operations of ``names``, as far as operation number ``first``."""
         while True:
             producer = self.record.values[value].producer
             if producer is None or producer < first:

@@ -56,8 +56,8 @@ def fold_norms(network: Network) -> FoldReport:
     """Fold every norm that ``network`` names a layer for, in place; the model's outputs stay the same.
 
     A norm whose output would change by more than ``LARGEST_ERROR`` (relative, observed batch) stays, and
-    ``network.norms`` says so.  ``FoldError`` when the output of the whole network changes by more than that; the
-    model is then as it was.
+    ``network.norms`` says so.  ``FoldError`` when the output of the whole network changes by more than that;
+    the model is then as it was.
     """
     if network.step is None:
         raise FoldError(
@@ -67,7 +67,7 @@ def fold_norms(network: Network) -> FoldReport:
     before, errors = _trial(network, pairs)
     accepted = [pair for pair in pairs if errors[pair.norm_name] <= LARGEST_ERROR]
     refused = {
-        pair.norm_name: f"folding it into {pair.layer_name} changes its output by {errors[pair.norm_name]:.1e}"
+        pair.norm_name: f"folded into {pair.layer_name} its output changes by {errors[pair.norm_name]:.1e}"
         for pair in pairs
         if pair not in accepted
     }

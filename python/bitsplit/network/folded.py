@@ -12,8 +12,9 @@ from torch import Tensor, nn
 class FoldedNorm:
     """Mixed into a norm's class once the layer before it does its work: the input passes through.
 
-    Parameters, statistics and ``state_dict`` keys stay as they were, for whoever needs to know what the output
-    should look like.  Modules inside the norm (the activation of norms that bring one) still act, in order.
+    Parameters, statistics and ``state_dict`` keys stay as they were, for whoever needs to know what the
+    output should look like.  Modules inside the norm (the activation of norms that bring one) still act, in
+    order.
     """
 
     running_var: Tensor
@@ -27,7 +28,7 @@ class FoldedNorm:
 
     @property
     def reference_mean(self) -> Tensor:
-        """The mean of every channel before the activation, on the images the norm was trained on: Tensor[C]."""
+        """The mean of every channel before the activation, as learned in training: Tensor[C]."""
         return torch.zeros_like(self.running_var) if self.bias is None else self.bias.detach()
 
     @property

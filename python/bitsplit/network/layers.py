@@ -1,13 +1,14 @@
 """The kinds of layers that can be quantized, one row each: how a weight becomes a matrix, an input columns.
 
-In matrix form a layer is ``Y = W X`` with ``W`` [groups, rows, columns]: rows are the output channels of a group,
-columns its input channels times the kernel's positions, in the order of ``weight.reshape(out, -1)``.
+In matrix form a layer is ``Y = W X`` with ``W`` [groups, rows, columns]: rows are the output channels of a
+group, columns its input channels times the kernel's positions, in the order of ``weight.reshape(out, -1)``.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 
 import torch
@@ -17,7 +18,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 _PLAIN_FORWARDS = {
     kind.forward
-    for kind in (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+    for kind in (
+        nn.Conv1d,
+        nn.Conv2d,
+        nn.Conv3d,
+        nn.ConvTranspose1d,
+        nn.ConvTranspose2d,
+        nn.ConvTranspose3d,
+        nn.Linear,
+    )
 }
 
 
@@ -44,7 +53,7 @@ class Columns:
         return tuple((n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in sizes)
 
     def sample(self, patches: int, seed: int) -> Tensor | None:
-        """``patches`` different output positions of each image, int64 [B, patches]; None when all are wanted."""
+        """``patches`` different output positions of each image, int64 [B, patches]; None for all."""
         total = math.prod(self.out_spatial)
         if patches >= total:
             return None
@@ -57,7 +66,8 @@ class Columns:
 class LayerKind:
     """One kind of layer.
 
-    types: the classes it covers, subclasses included.  channel_axis: where ``weight`` has its output channels.
+    types: the classes it covers, subclasses included.  channel_axis: where ``weight`` has its output
+    channels.
     spatial: number of spatial axes, 0 for a linear layer.  The functions take the module first.
     """
 
@@ -95,6 +105,11 @@ def kind_of(module: nn.Module) -> LayerKind | None:
     return next((kind for kind in KINDS if isinstance(module, kind.types)), None)
 
 
+def has_plain_forward(module: nn.Module) -> bool:
+    """Whether the module's class leaves the forward of torch's own layer as it is."""
+    return type(module).forward in _PLAIN_FORWARDS
+
+
 # Convolutions ---------------------------------------------------------------------------------------------
 
 
@@ -118,8 +133,9 @@ def padded_input(module: nn.Module, x: Tensor) -> tuple[Tensor, tuple[int, ...]]
     A subclass that pads in its own ``forward`` is asked: what reaches its convolution is what it padded.
     """
     none = (0,) * len(module.kernel_size)
-    if type(module).forward not in _PLAIN_FORWARDS:
-        return _asked_input(module, x)
+    if not has_plain_forward(module):
+        reached = reached_product(module, x)
+        return reached.x, reached.padding
     if module.padding_mode != "zeros":
         return F.pad(x, module._reversed_padding_repeated_twice, mode=module.padding_mode), none
     if module.padding == "valid":
@@ -134,32 +150,48 @@ def padded_input(module: nn.Module, x: Tensor) -> tuple[Tensor, tuple[int, ...]]
 
 
 class _Reached(Exception):
-    """Ends a forward at its convolution."""
+    """Ends a forward at its product."""
 
 
-class _UntilConvolution(TorchDispatchMode):
-    """Keeps the arguments of the first convolution and ends the forward there."""
+@dataclass(frozen=True)
+class ReachedProduct:
+    """The tensors that meet in a layer's product.
 
-    arguments: tuple = ()
+    x: what the layer made of its input.  weight: in the shape of the parameter.  padding: the symmetric
+    zeros left.
+    """
+
+    x: Tensor
+    weight: Tensor
+    padding: tuple[int, ...]
+
+
+class _UntilProduct(TorchDispatchMode):
+    """Keeps the operands of the first convolution or matrix product and ends the forward there."""
+
+    found: ReachedProduct | None = None
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         if func is torch.ops.aten.convolution.default:
-            self.arguments = args
+            self.found = ReachedProduct(args[0], args[1], tuple(args[4]))
+        elif func is torch.ops.aten.mm.default:
+            self.found = ReachedProduct(args[0], args[1].t(), ())
+        elif func is torch.ops.aten.addmm.default:
+            self.found = ReachedProduct(args[1], args[2].t(), ())
+        if self.found is not None:
             raise _Reached
         return func(*args, **(kwargs or {}))
 
 
 @torch.no_grad()
-def _asked_input(module: nn.Module, x: Tensor) -> tuple[Tensor, tuple[int, ...]]:
-    mode = _UntilConvolution()
-    try:
-        with mode:
-            module.forward(x)
-    except _Reached:
-        pass
-    if not mode.arguments:
-        raise RuntimeError(f"{type(module).__name__} ran no convolution")
-    return mode.arguments[0], tuple(mode.arguments[4])
+def reached_product(module: nn.Module, x: Tensor) -> ReachedProduct:
+    """What a layer multiplies when it is called with ``x``; its own forward is asked, hooks do not run."""
+    mode = _UntilProduct()
+    with suppress(_Reached), mode:
+        module.forward(x)
+    if mode.found is None:
+        raise RuntimeError(f"{type(module).__name__} ran no product")
+    return mode.found
 
 
 def _batched(module: nn.Module, x: Tensor, y: Tensor | None) -> tuple[Tensor, Tensor | None]:

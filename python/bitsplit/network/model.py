@@ -47,8 +47,10 @@ class Layer:
 class Unit:
     """A module that is fitted as a whole: one tensor (or list of tensors) in, one tensor out.
 
-    layers: in execution order.  call: the number of the call, among its module's, at which it is first complete.
-    calls: how often one forward runs the module.  stage: units in a row with outputs of one resolution share it.
+    layers: in execution order.  call: the number of the call, among its module's, at which it is first
+    complete.
+    calls: how often one forward runs the module.  stage: units in a row with outputs of one resolution share
+    it.
     """
 
     name: str
@@ -78,7 +80,8 @@ class Norm:
 class Uncovered:
     """Weights that no quantizer will reach, or a product of two activations.
 
-    name: module or parameter.  what: what it is.  reason: why it stays float.  macs: multiplications per image.
+    name: module or parameter.  what: what it is.  reason: why it stays float.  macs: multiplications per
+    image.
     """
 
     name: str
@@ -91,7 +94,9 @@ class Uncovered:
 class Network:
     """A model and what one forward of it has shown; layers and units in execution order.
 
-    Every layer is in exactly one unit.  batch and step, which the forward was run with, do not get pickled.
+    Every layer is in exactly one unit.  computed: layers that ``bake_effective_weights`` would make
+    quantizable.
+    record: all operations and calls.  batch and step, which the forward was run with, do not get pickled.
     """
 
     model: nn.Module
@@ -99,6 +104,7 @@ class Network:
     units: list[Unit]
     norms: list[Norm]
     uncovered: list[Uncovered]
+    computed: list[str]
     record: Record = field(repr=False)
     batch: Any = field(repr=False)
     step: Callable[[nn.Module, Any], Any] = field(repr=False)

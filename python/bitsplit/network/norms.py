@@ -111,7 +111,7 @@ def _why_not_only_reader(usage: Usage, name: str, calls: list[Call], facts: Fact
 
 
 def _leads_into(values: tuple[int, ...], inside: set[int], facts: Facts) -> bool:
-    """Whether ``values`` are read, perhaps through further views, by the norm's operations and nothing else."""
+    """Whether ``values`` are read, perhaps through views, by the norm's operations and nothing else."""
     for value in values:
         if value in facts.record.outputs or not facts.consumers[value]:
             return False

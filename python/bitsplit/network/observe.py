@@ -33,7 +33,15 @@ def observe(model: nn.Module, batch: Any, step: Step | None = None) -> Network:
     if not layers and not usages:
         raise ModelError("the model has no convolution and no linear layer")
     return Network(
-        model, layers, units, norms, find_uncovered(model, usages, facts), facts.record, batch, step
+        model=model,
+        layers=layers,
+        units=units,
+        norms=norms,
+        uncovered=find_uncovered(model, usages, facts),
+        computed=[usage.name for usage in usages if usage.computed],
+        record=facts.record,
+        batch=batch,
+        step=step,
     )
 
 

@@ -4,6 +4,11 @@ from __future__ import annotations
 
 from bitsplit.network.record import Op, Ref
 
+
+def _names(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
 # Products: which two arguments are multiplied and summed over.
 PRODUCTS: dict[str, tuple[int, int]] = {
     "convolution": (0, 1),
@@ -28,16 +33,20 @@ PRODUCTS: dict[str, tuple[int, int]] = {
 }
 
 # The output holds the elements of the first argument, every one once, in some order or type.
-REARRANGING = frozenset(
-    "view _unsafe_view reshape _reshape_alias permute transpose t squeeze unsqueeze flatten unflatten clone "
-    "contiguous _to_copy to detach alias lift_fresh movedim numpy_T pixel_shuffle pixel_unshuffle "
-    "channel_shuffle native_channel_shuffle expand_as positive".split()
+REARRANGING = _names(
+    """
+    view _unsafe_view reshape _reshape_alias permute transpose t squeeze unsqueeze flatten unflatten
+    clone contiguous _to_copy to detach alias lift_fresh movedim numpy_T pixel_shuffle pixel_unshuffle
+    channel_shuffle native_channel_shuffle expand_as positive
+    """
 )
 
 # Zeros or copies of border elements are added around the first argument.
-PADDING = frozenset(
-    "constant_pad_nd reflection_pad1d reflection_pad2d reflection_pad3d replication_pad1d replication_pad2d "
-    "replication_pad3d _pad_circular pad".split()
+PADDING = _names(
+    """
+    constant_pad_nd reflection_pad1d reflection_pad2d reflection_pad3d replication_pad1d
+    replication_pad2d replication_pad3d _pad_circular pad
+    """
 )
 
 ADDITIONS = frozenset({"add", "sub", "rsub"})
@@ -46,21 +55,25 @@ ADDITIONS = frozenset({"add", "sub", "rsub"})
 JOINS = ADDITIONS | {"mul", "cat", "stack", "maximum", "minimum"}
 
 # Results are never negative, whatever the input.
-_NONNEGATIVE = frozenset(
-    "relu relu6 sigmoid hardsigmoid softmax _softmax abs square exp exp2 sqrt softplus norm linalg_vector_norm "
-    "zeros zeros_like new_zeros ones ones_like new_ones rand rand_like arange".split()
+_NONNEGATIVE = _names(
+    """
+    relu relu6 sigmoid hardsigmoid softmax _softmax abs square exp exp2 sqrt softplus norm
+    linalg_vector_norm zeros zeros_like new_zeros ones ones_like new_ones rand rand_like arange
+    """
 )
 
 # Results are not negative when no tensor argument is.
-_KEEPING = REARRANGING | frozenset(
-    "max_pool1d max_pool2d max_pool3d max_pool2d_with_indices max_pool3d_with_indices avg_pool1d avg_pool2d "
-    "avg_pool3d _adaptive_avg_pool2d _adaptive_avg_pool3d adaptive_avg_pool1d adaptive_max_pool2d "
-    "adaptive_max_pool3d mean sum amax amin max min cat stack mul div maximum minimum upsample_nearest1d "
-    "upsample_nearest2d upsample_nearest3d upsample_linear1d upsample_bilinear2d upsample_trilinear3d "
-    "_upsample_bilinear2d_aa slice select narrow split split_with_sizes chunk unbind expand repeat gather "
-    "index index_select flip roll im2col unfold reflection_pad1d reflection_pad2d reflection_pad3d "
-    "replication_pad1d replication_pad2d replication_pad3d where sort topk cumsum grid_sampler_2d hardswish "
-    "reciprocal rsqrt rot90 tril triu".split()
+_KEEPING = REARRANGING | _names(
+    """
+    max_pool1d max_pool2d max_pool3d max_pool2d_with_indices max_pool3d_with_indices avg_pool1d
+    avg_pool2d avg_pool3d _adaptive_avg_pool2d _adaptive_avg_pool3d adaptive_avg_pool1d
+    adaptive_max_pool2d adaptive_max_pool3d mean sum amax amin max min cat stack mul div maximum minimum
+    upsample_nearest1d upsample_nearest2d upsample_nearest3d upsample_linear1d upsample_bilinear2d
+    upsample_trilinear3d _upsample_bilinear2d_aa slice select narrow split split_with_sizes chunk unbind
+    expand repeat gather index index_select flip roll im2col unfold reflection_pad1d reflection_pad2d
+    reflection_pad3d replication_pad1d replication_pad2d replication_pad3d where sort topk cumsum
+    grid_sampler_2d hardswish reciprocal rsqrt rot90 tril triu
+    """
 )
 
 
@@ -78,7 +91,8 @@ def _scalars_nonnegative(op: Op) -> bool:
 def is_nonnegative(op: Op, inputs_nonnegative: bool, source_nonnegative: bool) -> bool:
     """Whether the result of ``op`` is proven to be at least zero.
 
-    inputs_nonnegative: every tensor argument is.  source_nonnegative: the last tensor argument is (what is copied).
+    inputs_nonnegative: every tensor argument is.  source_nonnegative: the last tensor argument is (what is
+    copied).
     """
     if op.name in _NONNEGATIVE:
         return True

@@ -1,4 +1,4 @@
-"""The record of one forward: every operation, the values between them, and the module calls that made them."""
+"""The record of one forward: every operation, the values between them, and the module calls around them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ class Ref:
 class Value:
     """What one tensor held at one time; an in-place operation gives its tensor a new value.
 
-    origin: where it comes from; ``name`` is the parameter's or buffer's.  producer: the number of the operation.
+    origin: where it comes from; ``name`` is the parameter's or buffer's.  producer: the number of the
+    operation.
     """
 
     shape: tuple[int, ...]
@@ -34,7 +35,8 @@ class Op:
     """One operation, by its base name: ``aten.relu_.default`` is ``relu``.
 
     args, kwargs: as called, tensors replaced by ``Ref``.  call: the innermost module call it ran in, or None.
-    The name ``alias`` is the record's own: it joins a tensor's value with what was written to its memory since.
+    The name ``alias`` is the record's own: it joins a tensor's value with what was written to its memory
+    since.
     """
 
     name: str
@@ -49,8 +51,8 @@ class Op:
 class Call:
     """One call of a module: path, number among the calls of the same module, and the operations it ran.
 
-    arguments: per positional or keyword argument that holds tensors, the values in it.  whole_output: the output
-    is one tensor and nothing else.  first, last: its operations are ``ops[first:last]``.
+    arguments: per positional or keyword argument that holds tensors, the values in it.  whole_output: the
+    output is one tensor and nothing else.  first, last: its operations are ``ops[first:last]``.
     """
 
     name: str

@@ -75,9 +75,10 @@ def unchanged(model: nn.Module) -> Iterator[None]:
 class _Recorder(TorchDispatchMode):
     """Builds the record.
 
-    A tensor's value is looked up by the tensor object (weakly, so no activation is kept alive) together with the
-    number of writes its memory had seen when the value was noted: after a write through another view, the value
-    is joined with what was written.
+    A tensor's value is looked up by the tensor object (weakly, so no activation is kept alive) together with
+    the
+    number of writes its memory had seen when the value was noted: after a write through another view, the
+    value is joined with what was written.
     """
 
     def __init__(self, model: nn.Module, batch: Any) -> None:

@@ -20,7 +20,8 @@ class Usage:
     """One module of a known kind and its calls.
 
     products: the numbers of the operations that are its work, one a call when it is a plain layer.
-    reason: why it cannot be quantized, or ''.  computed: its weight is computed from parameters alone, so that
+    reason: why it cannot be quantized, or ''.  computed: its weight is computed from parameters alone, so
+    that
     ``bake_effective_weights`` would make it a plain layer.
     """
 
@@ -78,13 +79,14 @@ def _why_not_plain(
     name: str, module: nn.Module, kind: LayerKind, call: Call, products: list[Product], facts: Facts
 ) -> str:
     """The reason why this call was not that of a plain layer, or ''."""
+    if products and not any(facts.data[product.data] for product in products):
+        return "its input does not depend on the images"
+    products = [product for product in products if facts.data[product.data]]
     if len(products) != 1:
         return f"its forward runs {len(products)} products, a plain layer one"
     product = products[0]
     if product.weight is None:
         return "its weight depends on the input"
-    if not facts.data[product.data]:
-        return "its input does not depend on the images"
     if len(call.inputs) != 1:
         return f"it takes {len(call.inputs)} tensors, a plain layer one"
     if not call.whole_output:
