@@ -1,5 +1,5 @@
-// Bit planes of a signed symmetric integer: level = sum of 2^i * digit_i with digits -1, 0 and 1, the sign going
-// into every plane. b bits have b - 1 planes. Torch-free, host and device.
+// Bit planes of a signed symmetric integer: level = sum of 2^plane * digit with digits -1, 0 and 1, the sign
+// going into every plane. b bits have b - 1 planes. Torch-free, host and device.
 #pragma once
 
 #include "core/host_device.h"
@@ -7,6 +7,8 @@
 namespace bitsplit {
 
 BITSPLIT_HOST_DEVICE constexpr int plane_count(int bits) { return bits - 1; }
+
+BITSPLIT_HOST_DEVICE constexpr int plane_weight(int plane) { return 1 << plane; }
 
 // The digit of `level` in plane `plane` (0 is the lowest).
 BITSPLIT_HOST_DEVICE constexpr int plane_digit(int level, int plane) {

@@ -3,7 +3,6 @@
 #include <ATen/ATen.h>
 #include <torch/library.h>
 
-#include <array>
 #include <cmath>
 
 #include "core/levels.h"
@@ -11,17 +10,6 @@
 
 namespace bitsplit::split {
 namespace {
-
-std::array<Backend, static_cast<size_t>(at::COMPILE_TIME_MAX_DEVICE_TYPES)>& backends() {
-  static std::array<Backend, static_cast<size_t>(at::COMPILE_TIME_MAX_DEVICE_TYPES)> table{};
-  return table;
-}
-
-const Backend& backend_of(const at::Tensor& tensor) {
-  const Backend& backend = backends()[static_cast<size_t>(tensor.device().type())];
-  TORCH_INTERNAL_ASSERT(backend.fwa != nullptr, "no split backend for ", tensor.device());
-  return backend;
-}
 
 void check_bits(int64_t bits) { TORCH_CHECK(bits >= 2 && bits <= 8, "bits must be 2 to 8, got ", bits); }
 
@@ -32,7 +20,8 @@ void check_matrix(const at::Tensor& tensor, const char* name, const at::Tensor& 
   TORCH_CHECK(tensor.scalar_type() == at::kFloat || tensor.scalar_type() == at::kDouble, name,
               " must be float32 or float64, got ", tensor.scalar_type());
   TORCH_CHECK(tensor.dim() == 3, name, " must have 3 axes (groups first), got shape ", tensor.sizes());
-  TORCH_CHECK(tensor.device() == like.device(), name, " must be on ", like.device(), ", got ", tensor.device());
+  TORCH_CHECK(tensor.device() == like.device(), name, " must be on ", like.device(), ", got ",
+              tensor.device());
   // A sum is NaN or infinite as soon as one of its terms is, and reads the tensor once without a copy.
   TORCH_CHECK(tensor.numel() == 0 || std::isfinite(tensor.sum().item<double>()), name,
               " holds NaN or infinite values (or values too large to add up)");
@@ -56,36 +45,14 @@ void check_codes(const at::Tensor& codes, int64_t bits, const at::Tensor& like) 
   TORCH_CHECK(codes.device() == like.device(), "codes must be on ", like.device(), ", got ", codes.device());
   const int limit = level_limit(static_cast<int>(bits));
   TORCH_CHECK(codes.numel() == 0 || (codes.min().item<int>() >= -limit && codes.max().item<int>() <= limit),
-              "codes must lie in -", limit, "..", limit, " for ", bits, " bits, got ", codes.min().item<int>(),
-              "..", codes.max().item<int>());
+              "codes must lie in -", limit, "..", limit, " for ", bits, " bits, got ",
+              codes.min().item<int>(), "..", codes.max().item<int>());
 }
 
 // Rows of codes and scales may be several starts of the M channels, one after another.
 void check_rows(int64_t rows, int64_t channels, const char* name) {
   TORCH_CHECK(channels == 0 ? rows == 0 : rows % channels == 0, name,
               " must have a multiple of the number of channels as rows (", channels, "), got ", rows);
-}
-
-std::tuple<at::Tensor, at::Tensor> fwa(const at::Tensor& weight, int64_t bits) {
-  check_bits(bits);
-  check_matrix(weight, "weight", weight);
-  if (weight.numel() == 0)
-    return {at::zeros_like(weight, at::kChar, at::MemoryFormat::Contiguous),
-            at::ones({weight.size(0), weight.size(1)}, weight.options().dtype(at::kDouble))};
-  return backend_of(weight).fwa(weight.contiguous(), static_cast<int>(bits));
-}
-
-std::tuple<at::Tensor, at::Tensor> ofwa(const at::Tensor& weight, const at::Tensor& codes, const at::Tensor& scale,
-                                        int64_t bits, int64_t rounds) {
-  check_bits(bits);
-  check_rounds(rounds);
-  check_matrix(weight, "weight", weight);
-  check_codes(codes, bits, weight);
-  check_shape(codes, "codes", weight.sizes());
-  check_scale(scale, weight.size(0), weight.size(1), weight);
-  if (weight.numel() == 0) return {codes.clone(), scale.clone()};
-  return backend_of(weight).ofwa(weight.contiguous(), codes.contiguous(), scale.contiguous(),
-                                 static_cast<int>(bits), static_cast<int>(rounds));
 }
 
 void check_response(const at::Tensor& codes, const at::Tensor& gram, const at::Tensor& cross) {
@@ -97,8 +64,8 @@ void check_response(const at::Tensor& codes, const at::Tensor& gram, const at::T
   check_rows(codes.size(1), cross.size(2), "codes");
 }
 
-Descent descend(const at::Tensor& codes, const at::Tensor& scale, const at::Tensor& gram, const at::Tensor& cross,
-                int64_t bits, int64_t rounds, bool by_planes) {
+Descent descend(const at::Tensor& codes, const at::Tensor& scale, const at::Tensor& gram,
+                const at::Tensor& cross, int64_t bits, int64_t rounds, bool by_planes, DescentKernel kernel) {
   check_bits(bits);
   check_rounds(rounds);
   check_codes(codes, bits, codes);
@@ -108,21 +75,46 @@ Descent descend(const at::Tensor& codes, const at::Tensor& scale, const at::Tens
     return {codes.clone(), scale.clone(), at::zeros_like(scale), at::zeros_like(scale, at::kLong)};
   const int planes = by_planes ? plane_count(static_cast<int>(bits)) : 1;
   const int limit = by_planes ? 1 : level_limit(static_cast<int>(bits));
-  return backend_of(codes).descend(codes.contiguous(), scale.contiguous(), gram.contiguous(), cross.contiguous(),
-                                   planes, limit, static_cast<int>(rounds));
+  return kernel(codes.contiguous(), scale.contiguous(), gram.contiguous(), cross.contiguous(), planes, limit,
+                static_cast<int>(rounds));
 }
 
-Descent planes(const at::Tensor& codes, const at::Tensor& scale, const at::Tensor& gram, const at::Tensor& cross,
-               int64_t bits, int64_t rounds) {
-  return descend(codes, scale, gram, cross, bits, rounds, true);
+}  // namespace
+
+Fit fwa(const at::Tensor& weight, int64_t bits, FwaKernel kernel) {
+  check_bits(bits);
+  check_matrix(weight, "weight", weight);
+  if (weight.numel() == 0)
+    return {at::empty(weight.sizes(), weight.options().dtype(at::kChar)),
+            at::ones({weight.size(0), weight.size(1)}, weight.options().dtype(at::kDouble))};
+  return kernel(weight.contiguous(), static_cast<int>(bits));
 }
 
-Descent polish(const at::Tensor& codes, const at::Tensor& scale, const at::Tensor& gram, const at::Tensor& cross,
-               int64_t bits, int64_t rounds) {
-  return descend(codes, scale, gram, cross, bits, rounds, false);
+Fit ofwa(const at::Tensor& weight, const at::Tensor& codes, const at::Tensor& scale, int64_t bits,
+         int64_t rounds, OfwaKernel kernel) {
+  check_bits(bits);
+  check_rounds(rounds);
+  check_matrix(weight, "weight", weight);
+  check_codes(codes, bits, weight);
+  check_shape(codes, "codes", weight.sizes());
+  check_scale(scale, weight.size(0), weight.size(1), weight);
+  if (weight.numel() == 0) return {codes.clone(), scale.clone()};
+  return kernel(weight.contiguous(), codes.contiguous(), scale.contiguous(), static_cast<int>(bits),
+                static_cast<int>(rounds));
 }
 
-at::Tensor feedback(const at::Tensor& target, const at::Tensor& scale, const at::Tensor& factor, int64_t bits) {
+Descent planes(const at::Tensor& codes, const at::Tensor& scale, const at::Tensor& gram,
+               const at::Tensor& cross, int64_t bits, int64_t rounds, DescentKernel kernel) {
+  return descend(codes, scale, gram, cross, bits, rounds, true, kernel);
+}
+
+Descent polish(const at::Tensor& codes, const at::Tensor& scale, const at::Tensor& gram,
+               const at::Tensor& cross, int64_t bits, int64_t rounds, DescentKernel kernel) {
+  return descend(codes, scale, gram, cross, bits, rounds, false, kernel);
+}
+
+at::Tensor feedback(const at::Tensor& target, const at::Tensor& scale, const at::Tensor& factor, int64_t bits,
+                    FeedbackKernel kernel) {
   check_bits(bits);
   check_matrix(target, "target", target);
   check_matrix(factor, "factor", target);
@@ -135,9 +127,10 @@ at::Tensor feedback(const at::Tensor& target, const at::Tensor& scale, const at:
               "factor must have a positive diagonal");
   if (scale.numel() == 0 || columns == 0)
     return at::zeros({groups, scale.size(1), columns}, target.options().dtype(at::kChar));
-  return backend_of(target).feedback(target.contiguous(), scale.contiguous(), factor.contiguous(),
-                                     static_cast<int>(bits));
+  return kernel(target.contiguous(), scale.contiguous(), factor.contiguous(), static_cast<int>(bits));
 }
+
+namespace {
 
 // yy - 2 s q.c + s^2 q G q in float64, where q.c and q G q come from one product with G.
 at::Tensor objective(const at::Tensor& codes, const at::Tensor& scale, const at::Tensor& gram,
@@ -156,34 +149,22 @@ at::Tensor objective(const at::Tensor& codes, const at::Tensor& scale, const at:
   return energy.repeat({1, starts}) - scale * (with_cross * 2 - scale * with_gram);
 }
 
-}  // namespace
-
-void register_backend(at::DeviceType device, const Backend& backend) {
-  backends()[static_cast<size_t>(device)] = backend;
-}
-
 TORCH_LIBRARY_FRAGMENT(bitsplit, m) {
   m.def("fwa(Tensor weight, int bits) -> (Tensor codes, Tensor scale)");
-  m.def("ofwa(Tensor weight, Tensor codes, Tensor scale, int bits, int rounds) -> (Tensor codes, Tensor scale)");
-  m.def("planes(Tensor codes, Tensor scale, Tensor gram, Tensor cross, int bits, int rounds)"
-        " -> (Tensor codes, Tensor scale, Tensor explained, Tensor rounds_used)");
-  m.def("polish(Tensor codes, Tensor scale, Tensor gram, Tensor cross, int bits, int rounds)"
-        " -> (Tensor codes, Tensor scale, Tensor explained, Tensor rounds_used)");
+  m.def(
+      "ofwa(Tensor weight, Tensor codes, Tensor scale, int bits, int rounds) -> (Tensor codes, Tensor "
+      "scale)");
+  m.def(
+      "planes(Tensor codes, Tensor scale, Tensor gram, Tensor cross, int bits, int rounds)"
+      " -> (Tensor codes, Tensor scale, Tensor explained, Tensor rounds_used)");
+  m.def(
+      "polish(Tensor codes, Tensor scale, Tensor gram, Tensor cross, int bits, int rounds)"
+      " -> (Tensor codes, Tensor scale, Tensor explained, Tensor rounds_used)");
   m.def("feedback(Tensor target, Tensor scale, Tensor factor, int bits) -> Tensor codes");
   m.def("objective(Tensor codes, Tensor scale, Tensor gram, Tensor cross, Tensor energy) -> Tensor");
 }
 
-// One implementation for both devices: it checks, then calls the backend of the tensors' device.
-void register_operators(torch::Library& m) {
-  m.impl("fwa", fwa);
-  m.impl("ofwa", ofwa);
-  m.impl("planes", planes);
-  m.impl("polish", polish);
-  m.impl("feedback", feedback);
-  m.impl("objective", objective);
-}
+TORCH_LIBRARY_IMPL(bitsplit, CompositeExplicitAutograd, m) { m.impl("objective", TORCH_FN(objective)); }
 
-TORCH_LIBRARY_IMPL(bitsplit, CPU, m) { register_operators(m); }
-TORCH_LIBRARY_IMPL(bitsplit, CUDA, m) { register_operators(m); }
-
+}  // namespace
 }  // namespace bitsplit::split

@@ -1,69 +1,183 @@
 // The hot loops of the split solvers on the CPU: rows of weights against blocks of 64 columns. Torch-free.
 //
-// Every function exists for float and double and in several instruction sets, chosen when the program starts.
-// Products and sums are rounded one by one (the build forbids contraction) and added in a fixed order, so all
-// instruction sets give the same bits, and a row's result does not depend on the rows beside it.
+// Sums are taken in a fixed order, so all instruction sets give the same bits (core/simd.h), and a row's
+// result does not depend on the rows beside it.
 #pragma once
 
 #include <cstdint>
 
+#include "core/simd.h"
+#include "core/split_steps.h"
+
 namespace bitsplit::split {
 
-constexpr int64_t kBlock = 64;      // columns solved together; matrices are padded to a multiple of it
-constexpr int64_t kRowsAtOnce = 4;  // rows that `subtract_product` keeps in registers
+constexpr int64_t kBlock = 64;         // columns solved together; rows are padded to a multiple of it
+constexpr int64_t kRowsAtOnce = 4;     // rows that `subtract_product` keeps in registers
 constexpr int64_t kFeedbackRows = 16;  // rows that `feedback_block` rounds side by side
 
-// A digit of coordinate `column` moved: the residual of the row loses amount * G[column, :].
+inline int64_t round_up(int64_t value, int64_t unit) { return (value + unit - 1) / unit * unit; }
+
+// A digit of a column moved: the residual of the row loses amount * G[column, :].
 template <class T>
 struct Change {
   int32_t column;
   T amount;
 };
 
+// 64 bytes: one register of AVX-512, two or four smaller ones elsewhere.
+template <class T>
+struct Vectors {
+  static constexpr int64_t lanes = 64 / sizeof(T);
+  typedef T type __attribute__((vector_size(64), aligned(sizeof(T)), may_alias));
+};
+template <class T>
+using Vector = typename Vectors<T>::type;
+
+template <class T>
+BITSPLIT_SIMD inline Vector<T>& vector_at(T* pointer) {
+  return *reinterpret_cast<Vector<T>*>(pointer);
+}
+template <class T>
+BITSPLIT_SIMD inline const Vector<T>& vector_at(const T* pointer) {
+  return *reinterpret_cast<const Vector<T>*>(pointer);
+}
+
 // out[r, 0..63] -= sum over n < depth of left[r, n] * panel[n, 0..63]; rows is a multiple of kRowsAtOnce.
-void subtract_product(float* out, int64_t out_stride, const float* left, int64_t left_stride, int64_t rows,
-                      const float* panel, int64_t depth);
-void subtract_product(double* out, int64_t out_stride, const double* left, int64_t left_stride, int64_t rows,
-                      const double* panel, int64_t depth);
+template <class T>
+void subtract_product(T* out, int64_t out_stride, const T* left, int64_t left_stride, int64_t rows,
+                      const T* panel, int64_t depth) {
+  constexpr int64_t lanes = Vectors<T>::lanes, vectors = 4, width = vectors * lanes;
+  constexpr int64_t stretch = 16384 / (width * sizeof(T));  // of the panel, kept in the first-level cache
+  simd::run([&]() BITSPLIT_SIMD {
+    for (int64_t begin = 0; begin < depth; begin += stretch) {
+      const int64_t end = begin + stretch < depth ? begin + stretch : depth;
+      for (int64_t column = 0; column < kBlock; column += width) {
+        for (int64_t row = 0; row < rows; row += kRowsAtOnce) {
+          Vector<T> sum[kRowsAtOnce][vectors] = {};
+          const T* const x = left + row * left_stride;
+          for (int64_t n = begin; n < end; ++n) {
+            const T* const source = panel + n * kBlock + column;
+            for (int64_t r = 0; r < kRowsAtOnce; ++r)
+              for (int64_t v = 0; v < vectors; ++v)
+                sum[r][v] += x[r * left_stride + n] * vector_at(source + v * lanes);
+          }
+          for (int64_t r = 0; r < kRowsAtOnce; ++r)
+            for (int64_t v = 0; v < vectors; ++v)
+              vector_at(out + (row + r) * out_stride + column + v * lanes) -= sum[r][v];
+        }
+      }
+    }
+  });
+}
 
 // residual[0..63] -= sum of amount * panel[column, 0..63] over the changes, in their order.
-void subtract_changes(float* residual, const Change<float>* changes, int64_t count, const float* panel);
-void subtract_changes(double* residual, const Change<double>* changes, int64_t count, const double* panel);
+template <class T>
+BITSPLIT_SIMD inline void subtract_changes(T* residual, const Change<T>* changes, int64_t count,
+                                           const T* panel) {
+  constexpr int64_t lanes = Vectors<T>::lanes, vectors = kBlock / lanes;
+  Vector<T> sum[vectors];
+  for (int64_t v = 0; v < vectors; ++v) sum[v] = vector_at(residual + v * lanes);
+  for (int64_t i = 0; i < count; ++i) {
+    const T* const source = panel + changes[i].column * kBlock;
+    for (int64_t v = 0; v < vectors; ++v) sum[v] -= changes[i].amount * vector_at(source + v * lanes);
+  }
+  for (int64_t v = 0; v < vectors; ++v) vector_at(residual + v * lanes) = sum[v];
+}
 
-// Gives the 64 digits, one after another, the value in -limit..limit that is best while all others stay:
-// nearest(digit + residual / (step * G_nn)). Keeps the residual of these 64 columns up to date and writes what moved
-// to `moved` (room for 64; columns count from 0). A zero in inverse_diagonal leaves its digit alone.
-int64_t sweep_block(float* residual, int8_t* digits, const float* inverse_diagonal, const float* square,
-                    float step, int limit, Change<float>* moved);
-int64_t sweep_block(double* residual, int8_t* digits, const double* inverse_diagonal, const double* square,
-                    double step, int limit, Change<double>* moved);
+// The best digits of `chunk` columns as things stand; returns whether any is not the present one.
+template <int64_t chunk, class T>
+BITSPLIT_SIMD inline bool best_digits(const T* residual, const int8_t* digits, const T* inverse_diagonal,
+                                      T inverse_step, T limit, T* best) {
+  int differs = 0;
+  for (int64_t n = 0; n < chunk; ++n) {
+    const T digit = digits[n];
+    best[n] = best_digit(digit, residual[n], inverse_diagonal[n], inverse_step, limit);
+    differs |= best[n] != digit;
+  }
+  return differs != 0;
+}
 
-// The dot products <codes, cross> and <codes, residual> over `count` columns (a multiple of kBlock), in double.
+// Gives the 64 digits their best values, one after another. Keeps the residual of these columns up to date
+// through square = G of the block with itself, and writes what moved to `moved` (room for 64; columns count
+// from 0).
+template <class T>
+BITSPLIT_SIMD inline int64_t sweep_block(T* residual, int8_t* digits, const T* inverse_diagonal,
+                                         const T* square, T step, T limit, Change<T>* moved) {
+  constexpr int64_t chunk = 16;  // looked at together: as few digits move, most chunks are left at once
+  const T inverse_step = 1 / step;
+  int64_t count = 0;
+  T best[chunk];
+  for (int64_t begin = 0; begin < kBlock; begin += chunk) {
+    int64_t next = 0;  // columns of the chunk before this one are settled
+    while (next < chunk && best_digits<chunk>(residual + begin, digits + begin, inverse_diagonal + begin,
+                                              inverse_step, limit, best)) {
+      while (next < chunk && best[next] == digits[begin + next]) ++next;
+      if (next == chunk) break;
+      const int32_t column = static_cast<int32_t>(begin + next);
+      moved[count] = {column, step * (best[next++] - digits[column])};
+      digits[column] = static_cast<int8_t>(best[column - begin]);
+      subtract_changes(residual, moved + count++, 1, square);
+    }
+  }
+  return count;
+}
+
+// Dot products of codes with two rows of numbers, in double; count is a multiple of kBlock.
 struct Products {
   double cross, residual;
 };
-Products dot_codes(const int8_t* codes, const float* cross, const float* residual, int64_t count);
-Products dot_codes(const int8_t* codes, const double* cross, const double* residual, int64_t count);
+template <class T>
+Products dot_codes(const int8_t* codes, const T* cross, const T* residual, int64_t count) {
+  constexpr int64_t lanes = Vectors<double>::lanes;
+  typedef int8_t Codes __attribute__((vector_size(lanes), aligned(1), may_alias));
+  typedef T Values __attribute__((vector_size(lanes * sizeof(T)), aligned(sizeof(T)), may_alias));
+  Products products{0, 0};
+  simd::run([&]() BITSPLIT_SIMD {
+    Vector<double> with_cross = {}, with_residual = {};
+    for (int64_t n = 0; n < count; n += lanes) {
+      const auto code = __builtin_convertvector(*reinterpret_cast<const Codes*>(codes + n), Vector<double>);
+      with_cross +=
+          code * __builtin_convertvector(*reinterpret_cast<const Values*>(cross + n), Vector<double>);
+      with_residual +=
+          code * __builtin_convertvector(*reinterpret_cast<const Values*>(residual + n), Vector<double>);
+    }
+    for (int64_t lane = 0; lane < lanes; ++lane) {
+      products.cross += with_cross[lane];
+      products.residual += with_residual[lane];
+    }
+  });
+  return products;
+}
 
-// residual = cross + ratio * (residual - cross): what the residual becomes when the scale is multiplied by ratio.
-void rescale_residual(float* residual, const float* cross, float ratio, int64_t count);
-void rescale_residual(double* residual, const double* cross, double ratio, int64_t count);
+// residual = cross + growth * (residual - cross): the residual after the scale grew by that factor.
+template <class T>
+void rescale_residual(T* residual, const T* cross, T growth, int64_t count) {
+  simd::run([&]() BITSPLIT_SIMD {
+    for (int64_t n = 0; n < count; ++n) residual[n] = cross[n] + growth * (residual[n] - cross[n]);
+  });
+}
 
-// Rounds 64 columns of kFeedbackRows rows in turn, in units of the scale. wanted[n, row] is the weight and what earlier
-// blocks passed on (destroyed); square[i, n] is the share of the excess of column i that column n > i makes good.
-// Writes codes[row, n] and excess[row, n] = code - weight, both with `stride`.
-void feedback_block(float* wanted, const float* weight, const float* square, int limit,
-                    int8_t* codes, float* excess, int64_t stride);
-void feedback_block(double* wanted, const double* weight, const double* square, int limit,
-                    int8_t* codes, double* excess, int64_t stride);
-
-// One round of the weight-space fit of a row: codes = nearest(weight / scale). Returns <weight, codes> and <codes, codes>
-// and whether any code moved.
-struct Fit {
-  double dot, norm;
-  bool moved;
-};
-Fit round_row(const float* weight, double scale, int limit, int8_t* codes, int64_t count);
-Fit round_row(const double* weight, double scale, int limit, int8_t* codes, int64_t count);
+// Rounds 64 columns of kFeedbackRows rows in turn, in units of the scale. wanted[n, row] is the weight and
+// what earlier blocks passed on (destroyed); square[i, n] is the share of the excess of column i that column
+// n > i makes good. Writes codes[row, n] and excess[row, n] = code - weight, both with `stride`.
+template <class T>
+void feedback_block(T* wanted, const T* weight, const T* square, T limit, int8_t* codes, T* excess,
+                    int64_t stride) {
+  constexpr int64_t rows = kFeedbackRows;
+  simd::run([&]() BITSPLIT_SIMD {
+    for (int64_t n = 0; n < kBlock; ++n) {
+      T surplus[rows];
+      for (int64_t row = 0; row < rows; ++row) {
+        const T code = nearest_code(wanted[n * rows + row], limit);
+        surplus[row] = code - weight[n * rows + row];
+        codes[row * stride + n] = static_cast<int8_t>(code);
+        excess[row * stride + n] = surplus[row];
+      }
+      for (int64_t later = n + 1; later < kBlock; ++later)
+        for (int64_t row = 0; row < rows; ++row)
+          wanted[later * rows + row] -= square[n * kBlock + later] * surplus[row];
+    }
+  });
+}
 
 }  // namespace bitsplit::split
