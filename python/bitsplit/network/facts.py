@@ -103,7 +103,7 @@ class Facts:
             if producer is None or producer < first:
                 return value
             op = self.record.ops[producer]
-            if op.name not in names or not op.inputs:
+            if op.name not in names or len(op.inputs) != 1:
                 return value
             value = op.inputs[0]
 

@@ -18,6 +18,7 @@ from torch import nn
 from bitsplit.network.facts import Facts
 from bitsplit.network.model import Unit
 from bitsplit.network.operations import JOINS
+from bitsplit.network.record import Op
 from bitsplit.network.usage import Usage
 
 MOST_LAYERS = 11
@@ -157,11 +158,15 @@ class _Search:
             known.update(op.outputs)
         return True
 
+    def _is_activation(self, op: Op) -> bool:
+        """Whether ``op`` is the product in an activation such as x * sigmoid(x)."""
+        return op.name == "mul" and op.call is not None and not self._layers[op.call]
+
     def _joins_by_owner(self, closed: list[bool]) -> dict[int, list[str]]:
         """The operations where branches meet, by the innermost closed call with layers around each."""
         joins: dict[int, list[str]] = {}
         for op in self._record.ops:
-            if op.name in JOINS and len(self._facts.data_inputs(op)) > 1:
+            if op.name in JOINS and len(self._facts.data_inputs(op)) > 1 and not self._is_activation(op):
                 around = (n for n in self._record.ancestors(op.call) if closed[n] and self._layers[n])
                 owner = next(around, None)
                 if owner is not None:
