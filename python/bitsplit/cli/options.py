@@ -1,0 +1,161 @@
+"""Options that several commands share, and how their texts become what the Python functions take."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+import yaml
+
+from bitsplit.data import ImageFolder, JpegArchive, Preprocessing
+from bitsplit.errors import BitsplitError, RecipeError
+from bitsplit.recipe import Recipe
+
+ModelOption = Annotated[
+    str,
+    typer.Option(
+        "--model", metavar="NAME", help="torchvision:NAME, timm:NAME, FILE.py:FUNCTION or MODULE:FUNCTION."
+    ),
+]
+WeightsOption = Annotated[
+    str | None,
+    typer.Option(
+        "--weights",
+        metavar="FILE",
+        help='The trained float weights: a state dict, or "pretrained" for the library\'s.',
+    ),
+]
+BitsOption = Annotated[
+    str | None,
+    typer.Option("--bits", metavar="W4A8", help="Bits of weights and activations: W4, A8, W4A8. [W4]"),
+]
+MethodOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--method", help='A name, or "{name: bitsplit, paper: true}"; several make a chain. [bitsplit]'
+    ),
+]
+PolicyOption = Annotated[
+    str | None, typer.Option("--policy", help="First and last layers: paper, brecq, qdrop or all. [paper]")
+]
+LayerOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--layer", metavar="PATTERN=BITS", help="Override by wildcard: 'layer1.*=W8', 'fc=float'. Repeatable."
+    ),
+]
+SeedOption = Annotated[int | None, typer.Option("--seed", help="Of everything drawn at random. [0]")]
+RecipeOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--recipe", metavar="FILE", help="YAML or JSON, instead of bits, method, policy, layer and seed."
+    ),
+]
+PreprocessingOption = Annotated[
+    str | None,
+    typer.Option(
+        "--preprocessing",
+        metavar="FIELDS",
+        help='Fields that differ from the model\'s own, such as "{crop: 192, mean: [0.5, 0.5, 0.5]}".',
+    ),
+]
+DeviceOption = Annotated[
+    str | None, typer.Option("--device", help="cpu, cuda, cuda:1. [cuda where there is a card, else cpu]")
+]
+BatchSizeOption = Annotated[int, typer.Option("--batch-size", min=1, help="Images in a batch.")]
+
+
+def recipe_of(
+    recipe: Path | None,
+    bits: str | None,
+    method: list[str] | None,
+    policy: str | None,
+    layer: list[str] | None,
+    seed: int | None,
+) -> Recipe:
+    """The recipe of a file, or the one that the other options spell; not both."""
+    spelled = {"--bits": bits, "--method": method, "--policy": policy, "--layer": layer, "--seed": seed}
+    if recipe is not None:
+        both = [name for name, value in spelled.items() if value not in (None, [])]
+        if both:
+            raise RecipeError(f"--recipe says everything; leave out {', '.join(both)} or the recipe")
+        return Recipe.from_file(recipe)
+    fields: dict[str, Any] = dict(parse_bits(bits or "W4"))
+    fields["weights"] = fields.get("weights")
+    if method:
+        fields["method"] = [_plain(text, "--method") for text in method]
+    if policy is not None:
+        fields["policy"] = policy
+    if seed is not None:
+        fields["seed"] = seed
+    return Recipe(layers=dict(_override(text) for text in layer or []), **fields)
+
+
+def parse_bits(text: str) -> dict[str, int | None]:
+    """Bits by kind from ``W4``, ``A8``, ``W4A8`` or ``float``; 32 means float."""
+    if text.lower() == "float":
+        return {"weights": None, "activations": None}
+    match = re.fullmatch(r"(?:W(\d+))?(?:A(\d+))?", text, re.IGNORECASE)
+    if match is None or not any(match.groups()):
+        raise RecipeError(f"bits are written like W4, A8, W4A8 or float, got {text!r}")
+    found = zip(("weights", "activations"), match.groups(), strict=True)
+    return {kind: None if bits == "32" else int(bits) for kind, bits in found if bits is not None}
+
+
+def preprocessing_with(base: Preprocessing, fields: str | None) -> Preprocessing:
+    """``base`` with some of its fields replaced."""
+    if fields is None:
+        return base
+    changes = _plain(fields, "--preprocessing")
+    known = [field.name for field in dataclasses.fields(Preprocessing)]
+    if not isinstance(changes, dict) or not changes.keys() <= set(known):
+        raise BitsplitError(
+            f"--preprocessing takes fields {{name: value, ...}} of {', '.join(known)}, got {fields}"
+        )
+    changes = {name: tuple(value) if isinstance(value, list) else value for name, value in changes.items()}
+    try:
+        return dataclasses.replace(base, **changes)
+    except (ValueError, TypeError) as error:
+        raise BitsplitError(f"--preprocessing: {error}") from error
+
+
+def open_images(
+    path: Path, preprocessing: Preprocessing, labels: str | Path | None
+) -> ImageFolder | JpegArchive:
+    """A folder of photos, or an archive of them (.npz), which brings its own labels."""
+    if path.suffix != ".npz":
+        return ImageFolder(path, preprocessing, labels)
+    try:
+        return JpegArchive(path, preprocessing)
+    except (OSError, ValueError) as error:
+        raise BitsplitError(f"cannot read {path}: {error}") from error
+
+
+def device_of(name: str | None) -> torch.device:
+    """The device to work on."""
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise BitsplitError(f"--device {name}: {str(error).splitlines()[0]}") from error
+    return device
+
+
+def _override(text: str) -> tuple[str, dict[str, int | None]]:
+    pattern, _, bits = text.rpartition("=")
+    if not pattern:
+        raise RecipeError(f"--layer takes PATTERN=BITS, such as 'layer1.*=W8' or fc=float, got {text!r}")
+    return pattern, parse_bits(bits)
+
+
+def _plain(text: str, option: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise BitsplitError(f"{option} {text!r} is not valid: {error}") from error

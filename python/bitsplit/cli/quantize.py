@@ -1,0 +1,71 @@
+"""``bitsplit quantize``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from torch import nn
+
+import bitsplit
+from bitsplit.cli import options
+from bitsplit.data import Sample, sample
+from bitsplit.errors import ArtifactError
+from bitsplit.models.load import load_model, preprocessing_of
+
+IMAGES = 1024
+
+
+def quantize(
+    model: options.ModelOption,
+    data: Annotated[
+        Path, typer.Option("--data", help="Calibration photos: a folder, labels not needed; or .npz.")
+    ],
+    save: Annotated[Path, typer.Option("--save", metavar="FILE", help="Where the quantized network goes.")],
+    weights: options.WeightsOption = None,
+    bits: options.BitsOption = None,
+    method: options.MethodOption = None,
+    policy: options.PolicyOption = None,
+    layer: options.LayerOption = None,
+    seed: options.SeedOption = None,
+    recipe: options.RecipeOption = None,
+    images: Annotated[
+        int | None,
+        typer.Option("--images", min=1, help=f"How many photos to draw. [{IMAGES}, or all if fewer]"),
+    ] = None,
+    preprocessing: options.PreprocessingOption = None,
+    batch_size: options.BatchSizeOption = 64,
+    checkpoint: Annotated[
+        Path | None,
+        typer.Option("--checkpoint", metavar="FOLDER", help="Keeps finished layers, to go on after a stop."),
+    ] = None,
+    device: options.DeviceOption = None,
+) -> None:
+    """Quantize a network with calibration photos and save it."""
+    chosen = options.recipe_of(recipe, bits, method, policy, layer, seed)
+    if not save.parent.is_dir():
+        raise ArtifactError(f"cannot save to {save}: there is no folder {save.parent}")
+    network = load_model(model, weights)
+    place = options.device_of(device)
+    shaping = options.preprocessing_with(preprocessing_of(model, network), preprocessing)
+    photos = options.open_images(data, shaping, labels=None)
+    drawn = sample(photos, min(IMAGES, len(photos)) if images is None else images, chosen.seed)
+    notes = Console(stderr=True, highlight=False)
+    if weights is None and model.startswith(("torchvision:", "timm:")):
+        notes.print("note: without --weights the network has random weights")
+    notes.print(f"{len(drawn)} of {len(photos)} photos, on {place}")
+    quantized = bitsplit.quantize(
+        network, drawn, chosen, device=place, batch_size=batch_size, checkpoint=checkpoint
+    )
+    _record_images(quantized, drawn)
+    bitsplit.save(quantized, save)
+    Console().print(bitsplit.summary(quantized).table())
+    notes.print(f"saved to {save} ({save.stat().st_size / 2**20:.2f} MiB)")
+
+
+def _record_images(quantized: nn.Module, drawn: Sample) -> None:
+    """Add the list of calibration images to the report of the run."""
+    report = quantized._bitsplit
+    quantized._bitsplit = report.model_copy(update={"data": {**report.data, "sample": drawn.record()}})
