@@ -70,24 +70,30 @@ def bridge_gaps(toolkit: Path, packages: Path | None, folder: Path) -> tuple[Pat
     altogether. Only what is missing is linked: a whole second include folder would mix two versions of the
     runtime's headers, because a header prefers its neighbours.
 
-    Returns the include folder and the library folder, both inside `folder`, rebuilt from nothing.
+    Returns the include folder and the library folder, both inside `folder`; links that are right stay.
     """
-    include, lib = folder / "include", folder / "lib"
-    shutil.rmtree(folder, ignore_errors=True)
-    include.mkdir(parents=True)
-    lib.mkdir()
-    if packages is None:
-        return include, lib
-    for pattern in LIBRARY_HEADERS:
-        for header in sorted((packages / "include").glob(pattern)):
+    headers, libraries = {}, {}
+    for pattern in LIBRARY_HEADERS if packages else ():
+        for header in (packages / "include").glob(pattern):
             if not (toolkit / "include" / header.name).exists():
-                (include / header.name).symlink_to(header)
-    for name in LINKED_LIBRARIES:
+                headers[header.name] = header
+    for name in LINKED_LIBRARIES if packages else ():
         own = [toolkit / place / f"lib{name}.so" for place in ("lib64", "lib")]
         packaged = sorted((packages / "lib").glob(f"lib{name}.so.*"))
         if packaged and not any(path.exists() for path in own):
-            (lib / f"lib{name}.so").symlink_to(packaged[-1])
-    return include, lib
+            libraries[f"lib{name}.so"] = packaged[-1]
+    return _folder_of_links(folder / "include", headers), _folder_of_links(folder / "lib", libraries)
+
+
+def _folder_of_links(folder: Path, targets: dict[str, Path]) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    for link in folder.iterdir():
+        if link.name not in targets or link.readlink() != targets[link.name]:
+            link.unlink()
+    for name, target in targets.items():
+        if not (folder / name).is_symlink():
+            (folder / name).symlink_to(target)
+    return folder
 
 
 def _find_toolkit(torch_cuda: str) -> Decision:

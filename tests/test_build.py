@@ -114,6 +114,8 @@ def test_a_bare_system_toolkit_gets_only_what_it_lacks(tmp_path):
 
 def test_a_packaged_toolkit_gets_linkable_names(tmp_path):
     packages = make_packages(make_toolkit(tmp_path / "cu13", "13.2"))
+    (tmp_path / "links" / "lib").mkdir(parents=True)
+    (tmp_path / "links" / "lib" / "libcudart.so").symlink_to(tmp_path / "of an older environment")
     include, lib = cuda_toolkit.bridge_gaps(packages, packages, tmp_path / "links")
     assert list(include.iterdir()) == []
     assert {path.name: path.resolve().name for path in lib.iterdir()} == {
