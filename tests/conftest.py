@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from bitsplit.models.cifar import CifarResNet, load_checkpoint, resnet20
+from bitsplit.models.cifar import CifarResNet
+from bitsplit.models.load import load_model
 
 MOST_THREADS = 2
 
@@ -63,4 +64,4 @@ def shared_data() -> Path:
 @pytest.fixture
 def trained_resnet20(shared_data: Path) -> CifarResNet:
     """A fresh copy of the public CIFAR-10 ResNet-20, in eval mode."""
-    return load_checkpoint(resnet20(), shared_data / "models" / "cifar10_resnet20.th")
+    return load_model("bitsplit.models.cifar:resnet20", shared_data / "models" / "cifar10_resnet20.th")

@@ -1,9 +1,7 @@
 """Residual networks for 32x32 images (He et al. 2015, section 4.2), small enough to quantize in seconds."""
 
-import os
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -69,13 +67,6 @@ class CifarResNet(nn.Module):
 def resnet20() -> CifarResNet:
     """The 20-layer network of the paper, 272,000 parameters, random weights."""
     return CifarResNet()
-
-
-def load_checkpoint(model: CifarResNet, path: str | os.PathLike[str]) -> CifarResNet:
-    """Fills ``model`` from a public checkpoint (``state_dict``, keys prefixed ``module.``); eval mode."""
-    state = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
-    model.load_state_dict({name.removeprefix("module."): value for name, value in state.items()})
-    return model.eval()
 
 
 def _stage(count: int, channels_in: int, channels_out: int, stride: int) -> nn.Sequential:

@@ -1,4 +1,4 @@
-"""Networks by name: ``torchvision:NAME``, ``timm:NAME``, ``file.py:function``, ``package.module:function``."""
+"""Networks by name: ``torchvision:NAME``, ``timm:NAME``, ``file.py:function``, ``some.module:function``."""
 
 from __future__ import annotations
 
@@ -61,7 +61,12 @@ def preprocessing_of(spec: str, model: nn.Module) -> Preprocessing:
 def load_weights(model: nn.Module, path: Path) -> None:
     """Fill ``model`` from a state dict in a file, without wrappers (``{"state_dict": ...}``, ``module.``)."""
     state = _unwrapped(_read(path), path)
-    own = model.state_dict()
+    # Files from before PyTorch 0.4.1 do not count the batches a norm has seen; load_state_dict allows that too.
+    own = {
+        name: value
+        for name, value in model.state_dict().items()
+        if name in state or not name.endswith(".num_batches_tracked")
+    }
     if own.keys() != state.keys():
         missing, extra = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
         raise ModelError(
