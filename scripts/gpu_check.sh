@@ -40,15 +40,17 @@ sanitize() {
   local sanitizer
   sanitizer="$(command -v compute-sanitizer || echo /usr/local/cuda/bin/compute-sanitizer)"
   PYTORCH_NO_CUDA_MEMORY_CACHING=1 "$sanitizer" --tool "$1" --report-api-errors no --error-exitcode 9 \
-    --target-processes application-only "$python" -m pytest -q -m "cuda and not slow" tests/ops
+    --target-processes application-only "$python" -m pytest -q -m cuda
 }
 memcheck() { sanitize memcheck; }
 racecheck() { sanitize racecheck; }
 
+# Those that can be told to run on the card.
 benchmarks() {
   local file status=0
-  for file in benchmarks/gpu_*.py; do
-    "$python" -m "benchmarks.$(basename "$file" .py)" || status=1
+  for file in $(grep -l -e '"--device"' benchmarks/*.py); do
+    echo "-- $file"
+    "$python" "$file" --device cuda || status=1
   done
   return "$status"
 }
