@@ -61,7 +61,7 @@ def preprocessing_of(spec: str, model: nn.Module) -> Preprocessing:
 def load_weights(model: nn.Module, path: Path) -> None:
     """Fill ``model`` from a state dict in a file, without wrappers (``{"state_dict": ...}``, ``module.``)."""
     state = _unwrapped(_read(path), path)
-    # Files from before PyTorch 0.4.1 do not count the batches a norm has seen; load_state_dict allows that too.
+    # Files of PyTorch before 0.4.1 do not count the batches a norm has seen; load_state_dict allows that too.
     own = {
         name: value
         for name, value in model.state_dict().items()
