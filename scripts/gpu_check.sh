@@ -39,10 +39,10 @@ cpp_tests() {
 sanitize() {
   local sanitizer
   sanitizer="$(command -v compute-sanitizer || echo /usr/local/cuda/bin/compute-sanitizer)"
-  PYTORCH_NO_CUDA_MEMORY_CACHING=1 "$sanitizer" --tool "$1" --report-api-errors no --error-exitcode 9 \
+  PYTORCH_NO_CUDA_MEMORY_CACHING=1 "$sanitizer" --tool "$@" --error-exitcode 9 \
     --target-processes application-only "$python" -m pytest -q -m cuda
 }
-memcheck() { sanitize memcheck; }
+memcheck() { sanitize memcheck --report-api-errors no; }
 racecheck() { sanitize racecheck; }
 
 # Those that can be told to run on the card.
