@@ -1,17 +1,16 @@
 #include "ops/ranges/ranges.h"
 
 #include <ATen/Dispatch.h>
-#include <ATen/ops/aminmax.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/full.h>
+#include <ATen/ops/isfinite.h>
 #include <ATen/ops/zeros.h>
 #include <torch/library.h>
 
 #include <algorithm>
 #include <cmath>
-#include <limits>
-#include <vector>
 
+#include "ops/ranges/alternating_scale.h"
 #include "ops/ranges/kl_threshold.h"
 
 namespace bitsplit {
@@ -52,46 +51,8 @@ at::Tensor channel_rows(const at::Tensor& x, int64_t axis) {
   return x.movedim(axis, 0).reshape({x.size(axis), -1}).contiguous();
 }
 
-// The scales visited by alternate_scale, and how much of <x, x> each of them explains.
-class Visited {
- public:
-  // <x, x> - ||x - scale q||^2
-  void add(double scale, const ScaleSums& sums) {
-    scales_.push_back(scale);
-    explained_.push_back(2 * scale * sums.xq - scale * scale * sums.qq);
-  }
-  bool contains(double scale) const { return first(scale) < scales_.size(); }
-
-  // The scale that explains most among those from the first visit of `scale` on.
-  double best_since(double scale) const {
-    const auto start = explained_.begin() + first(scale);
-    return scales_[std::max_element(start, explained_.end()) - explained_.begin()];
-  }
-  double best() const { return best_since(scales_.front()); }
-
- private:
-  size_t first(double scale) const {
-    return std::find(scales_.begin(), scales_.end(), scale) - scales_.begin();
-  }
-  std::vector<double> scales_, explained_;
-};
-
 double rounded_to(at::ScalarType type, double value) {
   return type == at::kFloat ? static_cast<double>(static_cast<float>(value)) : value;
-}
-
-double alternate(const at::Tensor& x, double scale, int qmin, int qmax, ScaleSumsKernel sums_of) {
-  constexpr int kMaxRounds = 1000;
-  Visited visited;
-  for (int round = 0; round < kMaxRounds; ++round) {
-    const ScaleSums sums = sums_of(x, scale, qmin, qmax);
-    visited.add(scale, sums);
-    const double next = rounded_to(compute_type(x), sums.xq / sums.qq);
-    if (!(next > 0 && std::isfinite(next))) return visited.best();  // subnormal values only
-    if (visited.contains(next)) return visited.best_since(next);
-    scale = next;
-  }
-  return visited.best();
 }
 
 at::Tensor kl_threshold(const at::Tensor& counts, int64_t levels) {
@@ -105,6 +66,21 @@ at::Tensor kl_threshold(const at::Tensor& counts, int64_t levels) {
   TORCH_CHECK(*std::min_element(values, values + bins) >= 0, "counts must not be negative");
   TORCH_CHECK(*std::max_element(values, values + bins) > 0, "counts must not all be zero");
   return at::full({}, KlSearch(values, bins, levels).best(), counts.options());
+}
+
+// One function for all devices: a GPU only sorts, the search itself is short.
+at::Tensor alternate_scale(const at::Tensor& x, int64_t qmin, int64_t qmax) {
+  check_values(x, -1);
+  check_levels(qmin, qmax);
+  const at::Tensor flat = x.reshape(-1).to(compute_type(x));
+  const at::Tensor values = (flat.is_cpu() ? flat : std::get<0>(flat.sort())).cpu().contiguous();
+  TORCH_CHECK(at::isfinite(values).all().item<bool>(), "x must be finite, got NaN or Inf");
+  return AT_DISPATCH_FLOATING_TYPES(values.scalar_type(), "alternate_scale", [&] {
+    const scalar_t* start = values.const_data_ptr<scalar_t>();
+    const SortedValues<scalar_t> sorted({start, start + values.numel()});
+    const scalar_t scale = alternating_scale(sorted, static_cast<int>(qmin), static_cast<int>(qmax));
+    return at::full({1}, scale, flat.options());
+  });
 }
 
 }  // namespace
@@ -157,19 +133,6 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> lp_search(const at::Tensor& x, in
   return {call.scale, call.zero_point, call.error};
 }
 
-at::Tensor alternate_scale(const at::Tensor& x, int64_t qmin, int64_t qmax, ScaleSumsKernel sums) {
-  check_values(x, -1);
-  check_levels(qmin, qmax);
-  const auto [min, max] = at::aminmax(x);
-  const double low = min.item().toDouble(), high = max.item().toDouble();
-  TORCH_CHECK(std::isfinite(low) && std::isfinite(high), "x must be finite, got values from ", low, " to ",
-              high);
-  const double negative = qmin < 0 ? low / static_cast<double>(qmin) : 0;
-  double scale = rounded_to(compute_type(x), std::max(high / static_cast<double>(qmax), negative));
-  scale = scale > 0 ? alternate(dense(x), scale, static_cast<int>(qmin), static_cast<int>(qmax), sums) : 1;
-  return at::full({1}, scale, x.options().dtype(compute_type(x)));
-}
-
 TORCH_LIBRARY_FRAGMENT(bitsplit, m) {
   m.def("channel_range(Tensor x, int axis) -> (Tensor min, Tensor max)");
   m.def("histogram(Tensor x, float low, float high, int bins) -> Tensor");
@@ -181,5 +144,7 @@ TORCH_LIBRARY_FRAGMENT(bitsplit, m) {
 }
 
 TORCH_LIBRARY_IMPL(bitsplit, CPU, m) { m.impl("kl_threshold", kl_threshold); }
+
+TORCH_LIBRARY_IMPL(bitsplit, CompositeExplicitAutograd, m) { m.impl("alternate_scale", alternate_scale); }
 
 }  // namespace bitsplit

@@ -27,7 +27,7 @@
 //   Bit-Split's activation scale, [1], no zero point: from scale = max(max(x) / qmax, min(x) / qmin) on, in
 //   turn q = clamp(round(x / scale), qmin, qmax) and scale = <x, q> / <q, q> (sums in float64) until a scale
 //   returns: a fixed point, or, when rounding makes the scales go round, the scale of the cycle with the
-//   least error. After 1000 rounds the best so far. Without a value that any level but zero can represent: 1.
+//   least error. After 10000 rounds the best so far. Without a value that any level but zero can represent: 1.
 //   NaN or Inf is an error. qmin <= 0 < qmax.
 #pragma once
 
@@ -62,17 +62,9 @@ struct SearchCall {
   at::Tensor scale, zero_point, error;
 };
 
-// What one pass of alternate_scale adds up.
-struct ScaleSums {
-  double xq;
-  double qq;
-};
-
 using RangeKernel = void (*)(const RangeCall&);
 using HistogramKernel = void (*)(const HistogramCall&);
 using SearchKernel = void (*)(const SearchCall&);
-// x: dense, non-empty.
-using ScaleSumsKernel = ScaleSums (*)(const at::Tensor& x, double scale, int qmin, int qmax);
 
 // The operators: check, allocate, call the kernels of the device.
 std::tuple<at::Tensor, at::Tensor> channel_range(const at::Tensor& x, int64_t axis, RangeKernel kernel);
@@ -81,6 +73,5 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> lp_search(const at::Tensor& x, in
                                                          int64_t qmax, const at::Tensor& low,
                                                          const at::Tensor& high, int64_t candidates, double p,
                                                          SearchKernel kernel);
-at::Tensor alternate_scale(const at::Tensor& x, int64_t qmin, int64_t qmax, ScaleSumsKernel sums);
 
 }  // namespace bitsplit
