@@ -45,10 +45,12 @@ def quantize(
     """A quantized copy of ``model`` (the same class; ``inplace=True`` changes ``model`` itself).
 
     data: calibration inputs without labels: Tensor[N, ...], a list of batches, a DataLoader.
-    method: a name, a config, a list of them (a chain), or a whole ``Recipe``.  weights, activations: bits
-    2 to 8, None is float.  policy: which rule holds for first and last layers.  layers: overrides by wildcard,
-    such as ``{"layer1.*": {"weights": 8}, "fc": {"weights": None}}``.  step: how one batch runs through the
-    model, default ``model(batch)``.  checkpoint: a folder for finished layers; the same call again goes on from there.
+    method: a name, a config, a list of them (a chain), or a whole ``Recipe`` (then bits, policy, layers and
+    seed are the recipe's).  weights, activations: bits, 2 to 8, None is float.  policy: which rule holds for
+    first and last layers.  layers: overrides by wildcard, such as
+    ``{"layer1.*": {"weights": 8}, "fc": {"weights": None}}``.
+    step: how one batch runs through the model, default ``model(batch)``.
+    checkpoint: a folder for finished layers; the same call again goes on from there.
     memory: bytes of host memory for features, beyond that they go to disk; default a quarter of what is free.
     """
     recipe = _recipe(method, weights, activations, policy, layers, seed)

@@ -49,9 +49,9 @@ class FeatureStore:
         return pytree.tree_unflatten([self._bring(leaf, device) for leaf in leaves], spec)
 
     def shape_only(self, key: Hashable) -> Any:
-        """The tree with zeros of the right shapes that take no memory, for values nobody reads any more."""
+        """The tree with zeros of the right shapes, for values that nobody reads any more."""
         leaves, spec, device = self._trees[key]
-        return pytree.tree_unflatten([_hollow(leaf, device) for leaf in leaves], spec)
+        return pytree.tree_unflatten([_zeros(leaf, device) for leaf in leaves], spec)
 
     def release(self, key: Hashable) -> None:
         """Free the values under ``key`` but remember their shapes."""
@@ -94,14 +94,19 @@ class FeatureStore:
     def _forget(self, leaf: Any) -> Any:
         if isinstance(leaf, _OnDisk):
             leaf.path.unlink(missing_ok=True)
-            return _hollow(leaf, torch.device("cpu"))
+            return _hollow(leaf)
         if isinstance(leaf, Tensor) and leaf.untyped_storage().nbytes() > leaf.element_size():
             self.in_memory -= leaf.numel() * leaf.element_size()
-            return _hollow(leaf, torch.device("cpu"))
+            return _hollow(leaf)
         return leaf
 
 
-def _hollow(leaf: Any, device: torch.device) -> Any:
+def _zeros(leaf: Any, device: torch.device) -> Any:
     if isinstance(leaf, (Tensor, _OnDisk)):
-        return torch.zeros((), dtype=leaf.dtype, device=device).expand(leaf.shape)
+        return torch.zeros(leaf.shape, dtype=leaf.dtype, device=device)
     return leaf
+
+
+def _hollow(leaf: Tensor | _OnDisk) -> Tensor:
+    """Zeros in one element of memory that remember a shape."""
+    return torch.zeros((), dtype=leaf.dtype).expand(leaf.shape)

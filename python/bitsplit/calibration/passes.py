@@ -8,12 +8,12 @@ from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
 import torch
-from bitsplit.ops.gram import gram
 from torch import Tensor, nn
 
 from bitsplit.calibration.replay import Stop
 from bitsplit.errors import CalibrationError
 from bitsplit.methods.statistics import InputSample, Statistics
+from bitsplit.ops.gram import gram
 
 if TYPE_CHECKING:
     from bitsplit.calibration.engine import Engine
@@ -89,7 +89,10 @@ class _Moments:
     def add(self, task: EngineLayerTask, x: Tensor, y: Tensor | None, patches: int | None, seed: int) -> None:
         columns = task.kind.columns(task.module, x, y)
         positions = None if patches is None else columns.sample(patches, seed)
-        self.count += gram(columns, positions, self.gram, self.cross, self.sum_x, self.sum_y, self.sum_yy)
+        self.count += gram(
+            columns.x, columns.y, columns.kernel, columns.stride, columns.padding, columns.dilation,
+            columns.groups, positions, self.gram, self.cross, self.sum_x, self.sum_y, self.sum_yy,
+        )  # fmt: skip
 
     def statistics(self) -> Statistics:
         return Statistics(self.gram, self.cross, self.sum_x, self.sum_y, self.sum_yy, self.count)
@@ -151,7 +154,7 @@ def collect_sample(engine: Engine, task: EngineLayerTask, limit: int, per_channe
     parts: list[Tensor] = []
     lows: list[Tensor] = []
     highs: list[Tensor] = []
-    per_batch = max(1, limit // engine.batch_count)
+    per_batch = max(1, limit // len(engine.data))
     for index, inputs, _ in visit(engine, task, student=True, teacher=False):
         for call, (x, _) in enumerate(inputs):
             rows = _values_by_channel(task, x) if per_channel else x.reshape(-1, 1)

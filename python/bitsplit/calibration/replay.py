@@ -1,7 +1,7 @@
 """Run a model again and again up to a layer, without computing finished units again.
 
 No graph is needed: the model's own code runs, but the units that are finished answer with the outputs they
-gave before.  Outputs that no later unit reads are replaced by zeros of the same shape that take no memory.
+gave before.  Outputs that no later unit reads are not kept; zeros of their shape stand for them.
 """
 
 from __future__ import annotations

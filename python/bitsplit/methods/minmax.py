@@ -6,8 +6,9 @@ import torch
 
 from bitsplit.methods.activations import MinMaxActivations
 from bitsplit.methods.base import AnyActivationMethod, LayerTask, WeightMethod
-from bitsplit.methods.ranges import nearest_codes, scale_of_range
+from bitsplit.methods.ranges import nearest_codes
 from bitsplit.methods.registry import register
+from bitsplit.ops.ranges import grid_of_range
 
 
 @register
@@ -18,6 +19,7 @@ class MinMax(WeightMethod):
     activations: AnyActivationMethod = MinMaxActivations()
 
     def fit_weights(self, task: LayerTask) -> None:
+        grid = task.weight_grid
         low, high = torch.aminmax(task.weight, dim=2)
-        scale, _ = scale_of_range(low, high, task.weight_grid)
-        task.store(nearest_codes(task.weight, scale, task.weight_grid), scale)
+        scale, _ = grid_of_range(low, high, grid.low, grid.high)
+        task.store(nearest_codes(task.weight, scale, grid), scale)

@@ -6,8 +6,9 @@ from pydantic import Field
 
 from bitsplit.methods.activations import MseActivations
 from bitsplit.methods.base import AnyActivationMethod, LayerTask, WeightMethod
-from bitsplit.methods.ranges import best_scale, nearest_codes
+from bitsplit.methods.ranges import nearest_codes
 from bitsplit.methods.registry import register
+from bitsplit.ops.ranges import channel_range, lp_search
 
 
 @register
@@ -21,6 +22,8 @@ class Mse(WeightMethod):
 
     def fit_weights(self, task: LayerTask) -> None:
         rows = task.weight.flatten(0, 1)
-        scale, _ = best_scale(rows, rows.amin(1), rows.amax(1), task.weight_grid, self.candidates, self.p)
-        scale = scale.view(task.weight.shape[:2])
-        task.store(nearest_codes(task.weight, scale, task.weight_grid), scale)
+        grid = task.weight_grid
+        low, high = channel_range(rows, 0)
+        found = lp_search(rows, 0, grid.low, grid.high, low, high, self.candidates, self.p)
+        scale = found.scale.view(task.weight.shape[:2])
+        task.store(nearest_codes(task.weight, scale, grid), scale)

@@ -1,7 +1,6 @@
 """Activation methods: one file each, a config and how it chooses scale and zero point."""
 
 from bitsplit.methods.activations.aciq import AciqActivations
-
 from bitsplit.methods.activations.alternation import BitSplitActivations
 from bitsplit.methods.activations.kl import KlActivations
 from bitsplit.methods.activations.minmax import MinMaxActivations

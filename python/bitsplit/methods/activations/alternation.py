@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import torch
-from bitsplit.ops.ranges import alternate_scale
 from torch import Tensor
 
 from bitsplit.methods.base import ActivationMethod
 from bitsplit.methods.registry import register_activation
 from bitsplit.methods.statistics import InputSample
+from bitsplit.ops.ranges import alternate_scale
 from bitsplit.quantizers import Grid
 
 

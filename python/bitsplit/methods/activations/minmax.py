@@ -5,9 +5,9 @@ from __future__ import annotations
 from torch import Tensor
 
 from bitsplit.methods.base import ActivationMethod
-from bitsplit.methods.ranges import scale_of_range
 from bitsplit.methods.registry import register_activation
 from bitsplit.methods.statistics import InputSample
+from bitsplit.ops.ranges import grid_of_range
 from bitsplit.quantizers import Grid
 
 
@@ -18,4 +18,4 @@ class MinMaxActivations(ActivationMethod):
     name = "minmax"
 
     def fit(self, sample: InputSample, grid: Grid) -> tuple[Tensor, Tensor]:
-        return scale_of_range(sample.low, sample.high, grid)
+        return grid_of_range(sample.low, sample.high, grid.low, grid.high)

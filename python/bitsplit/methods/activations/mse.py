@@ -6,9 +6,9 @@ from pydantic import Field
 from torch import Tensor
 
 from bitsplit.methods.base import ActivationMethod
-from bitsplit.methods.ranges import best_scale
 from bitsplit.methods.registry import register_activation
 from bitsplit.methods.statistics import InputSample
+from bitsplit.ops.ranges import lp_search
 from bitsplit.quantizers import Grid
 
 
@@ -21,4 +21,7 @@ class MseActivations(ActivationMethod):
     p: float = Field(2.0, gt=0)
 
     def fit(self, sample: InputSample, grid: Grid) -> tuple[Tensor, Tensor]:
-        return best_scale(sample.values.view(1, -1), sample.low, sample.high, grid, self.candidates, self.p)
+        found = lp_search(
+            sample.values, -1, grid.low, grid.high, sample.low, sample.high, self.candidates, self.p
+        )
+        return found.scale, found.zero_point

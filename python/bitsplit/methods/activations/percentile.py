@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from bitsplit.ops.ranges import percentile
 from pydantic import Field
 from torch import Tensor
 
 from bitsplit.methods.base import ActivationMethod
-from bitsplit.methods.ranges import scale_of_range
 from bitsplit.methods.registry import register_activation
 from bitsplit.methods.statistics import InputSample
+from bitsplit.ops.ranges import grid_of_range, percentile
 from bitsplit.quantizers import Grid
 
 
@@ -24,4 +23,4 @@ class PercentileActivations(ActivationMethod):
         tail = (100 - self.share) / 2 if bool(sample.low < 0) else 0.0
         low = percentile(sample.values, tail) if tail else sample.low
         high = percentile(sample.values, self.share + tail)
-        return scale_of_range(low.view(1), high.view(1), grid)
+        return grid_of_range(low.view(1), high.view(1), grid.low, grid.high)

@@ -1,0 +1,40 @@
+"""bitsplit: trained vision CNNs become accurate 2-to-8-bit ones, after training, from a few images.
+
+>>> quantized = bitsplit.quantize(model, images, "bitsplit", weights=4, activations=8)  # doctest: +SKIP
+"""
+
+from bitsplit._build_info import build_info
+from bitsplit._version import __version__
+from bitsplit.api import plan, quantize
+from bitsplit.artifact import load, save
+from bitsplit.errors import BitsplitError
+from bitsplit.evaluation import agreement, evaluate
+from bitsplit.methods import BiasCorrection, BitSplit, Equalize, MinMax, Mse, Nearest, ReestimateNorms
+from bitsplit.plan import Plan
+from bitsplit.quantizers import codes
+from bitsplit.recipe import Recipe
+from bitsplit.report import QuantizationReport, summary
+
+__all__ = [
+    "BiasCorrection",
+    "BitSplit",
+    "BitsplitError",
+    "Equalize",
+    "MinMax",
+    "Mse",
+    "Nearest",
+    "Plan",
+    "QuantizationReport",
+    "Recipe",
+    "ReestimateNorms",
+    "__version__",
+    "agreement",
+    "build_info",
+    "codes",
+    "evaluate",
+    "load",
+    "plan",
+    "quantize",
+    "save",
+    "summary",
+]

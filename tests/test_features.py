@@ -1,0 +1,64 @@
+"""The feature store gives back the same bits, in memory and on disk, and frees what nobody reads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from bitsplit.calibration.features import FeatureStore
+
+CPU = torch.device("cpu")
+TREES = [
+    torch.randn(3, 4, 5),
+    torch.randn(2, 3, 4, 4).to(memory_format=torch.channels_last),
+    (torch.randn(2, 2), [torch.arange(5), "text", None]),
+    {"a": torch.randn(7).to(torch.bfloat16), "b": torch.tensor([True, False])},
+    torch.zeros(0, 3),
+    torch.tensor(2.5),
+]
+
+
+def assert_same(left: object, right: object) -> None:
+    leaves, spec = torch.utils._pytree.tree_flatten(left)
+    others, other_spec = torch.utils._pytree.tree_flatten(right)
+    assert spec == other_spec
+    for leaf, other in zip(leaves, others, strict=True):
+        if isinstance(leaf, torch.Tensor):
+            assert leaf.dtype == other.dtype
+            assert torch.equal(leaf, other)
+        else:
+            assert leaf == other
+
+
+@pytest.mark.parametrize("budget", [0, 100, 1 << 30])
+def test_values_come_back_whatever_the_budget(budget: int, tmp_path: Path) -> None:
+    store = FeatureStore(budget, tmp_path)
+    for number, tree in enumerate(TREES):
+        store.put(number, tree, CPU)
+    for number, tree in enumerate(TREES):
+        assert_same(store.get(number), tree)
+    assert store.in_memory <= budget
+    store.close()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_caller_may_change_what_it_gets(tmp_path: Path) -> None:
+    store = FeatureStore(1 << 20, tmp_path)
+    kept = torch.ones(4)
+    store.put("x", kept, CPU)
+    kept.zero_()
+    store.get("x").fill_(7)
+    assert torch.equal(store.get("x"), torch.ones(4))
+
+
+@pytest.mark.parametrize("budget", [0, 1 << 30])
+def test_released_features_take_no_room_but_keep_their_shape(budget: int, tmp_path: Path) -> None:
+    store = FeatureStore(budget, tmp_path)
+    store.put("x", (torch.ones(10, 10), 3), CPU)
+    hollow, number = store.shape_only("x")
+    assert hollow.shape == (10, 10) and number == 3 and not hollow.any()
+    store.release("x")
+    assert store.in_memory == 0
+    assert sum(path.stat().st_size for path in tmp_path.rglob("*") if path.is_file()) == 0
+    assert store.shape_only("x")[0].shape == (10, 10)

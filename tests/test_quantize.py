@@ -1,0 +1,246 @@
+"""The whole way, from a model and images to a quantized model."""
+
+from __future__ import annotations
+
+import copy
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import bitsplit
+import pytest
+import torch
+from bitsplit.errors import BitsplitError, CalibrationError, CheckpointError
+from torch import Tensor, nn
+
+METHODS = ["minmax", "nearest", "mse", "bitsplit"]
+
+
+class Small(nn.Module):
+    """A residual block, a depthwise and a strided convolution, norms, a linear layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU())
+        self.depthwise = nn.Conv2d(8, 8, 3, padding=1, groups=8)
+        self.down = nn.Conv2d(8, 12, 3, stride=2, padding=1)
+        self.fc = nn.Linear(12, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        x = torch.relu(self.depthwise(x) + x)
+        return self.fc(torch.relu(self.down(x)).mean((2, 3)))
+
+
+@pytest.fixture
+def model() -> nn.Module:
+    small = Small()
+    norm = small.stem[1]
+    norm.running_mean.uniform_(-1, 1)
+    norm.running_var.uniform_(0.5, 2)
+    return small.eval()
+
+
+@pytest.fixture
+def images() -> Tensor:
+    return torch.randn(24, 3, 8, 8)
+
+
+def same_codes(left: nn.Module, right: nn.Module) -> bool:
+    a, b = bitsplit.codes(left), bitsplit.codes(right)
+    return a.keys() == b.keys() and all(
+        torch.equal(a[name].codes, b[name].codes) and torch.equal(a[name].scale, b[name].scale) for name in a
+    )
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+def test_weights_are_their_codes(model: nn.Module, images: Tensor, method: str, bits: int) -> None:
+    quantized = bitsplit.quantize(model, images, method, weights=bits, policy="all")
+    codes = bitsplit.codes(quantized)
+    assert list(codes) == ["stem.0", "depthwise", "down", "fc"]
+    for name, found in codes.items():
+        weight = quantized.get_submodule(name).weight
+        assert found.codes.shape == weight.shape
+        assert found.codes.abs().max() <= 2 ** (bits - 1) - 1
+        scale = found.scale.view(-1, *[1] * (weight.dim() - 1))
+        assert torch.equal(weight, found.codes.float() * scale)
+        assert (found.scale > 0).all()
+
+
+def test_the_result_is_the_same_class_with_the_same_keys(model: nn.Module, images: Tensor) -> None:
+    before = copy.deepcopy(model.state_dict())
+    quantized = bitsplit.quantize(model, images, weights=4, activations=8)
+    assert type(quantized) is type(model)
+    assert type(quantized.down) is nn.Conv2d
+    assert set(before) <= set(quantized.state_dict())
+    assert all(torch.equal(value, model.state_dict()[key]) for key, value in before.items())
+    assert not any(hasattr(module, "weight_quantizer") for module in model.modules())
+
+
+def test_more_bits_bring_the_output_closer(model: nn.Module, images: Tensor) -> None:
+    target = model(images)
+    errors = []
+    for bits in (2, 3, 4, 6, 8):
+        quantized = bitsplit.quantize(model, images, weights=bits, activations=8, policy="all")
+        errors.append(float((quantized(images) - target).square().mean()))
+    assert errors == sorted(errors, reverse=True)
+    assert errors[-1] < 1e-3 * float(target.square().mean())
+
+
+def test_bitsplit_beats_rounding_to_nearest(model: nn.Module, images: Tensor) -> None:
+    target = model(images)
+
+    def error(method: str) -> float:
+        quantized = bitsplit.quantize(model, images, method, weights=3, policy="all")
+        return float((quantized(images) - target).square().mean())
+
+    assert error("bitsplit") < 0.5 * min(error("minmax"), error("mse"), error("nearest"))
+
+
+@pytest.mark.parametrize("activations", ["minmax", "percentile", "kl", "aciq", "mse", "bitsplit"])
+def test_every_activation_method_fits_every_input(model: nn.Module, images: Tensor, activations: str) -> None:
+    quantized = bitsplit.quantize(
+        model, images, bitsplit.MinMax(activations=activations), weights=8, activations=8
+    )
+    for layer in (quantized.depthwise, quantized.down, quantized.fc):
+        assert layer.input_quantizer.is_fitted
+        assert layer.input_quantizer.grid.low == 0  # behind a ReLU
+    target = model(images)
+    assert (quantized(images) - target).square().mean() < 0.02 * target.square().mean()
+
+
+def test_in_place_keeps_the_module_objects(model: nn.Module, images: Tensor) -> None:
+    copied = bitsplit.quantize(model, images, weights=4, activations=8)
+    down, stem = model.down, model.stem
+    result = bitsplit.quantize(model, images, weights=4, activations=8, inplace=True)
+    assert result is model and model.down is down and model.stem is stem
+    assert same_codes(model, copied)
+    assert torch.equal(model(images), copied(images))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_same_codes_run_after_run_and_with_any_memory(model: nn.Module, images: Tensor, method: str) -> None:
+    first = bitsplit.quantize(model, images, method, weights=3, activations=4, batch_size=10)
+    second = bitsplit.quantize(model, images, method, weights=3, activations=4, batch_size=10, memory=0)
+    assert same_codes(first, second)
+    assert torch.equal(first(images), second(images))
+
+
+def test_same_codes_with_one_and_two_threads(model: nn.Module, images: Tensor) -> None:
+    results = []
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        results.append(bitsplit.quantize(model, images, weights=3))
+    assert same_codes(*results)
+
+
+def test_a_model_in_training_mode_is_quantized_in_evaluation_mode(model: nn.Module, images: Tensor) -> None:
+    expected = bitsplit.quantize(model, images, weights=4)
+    model.train()
+    statistics = model.stem[1].running_mean.clone()
+    quantized = bitsplit.quantize(model, images, weights=4)
+    assert model.training and torch.equal(model.stem[1].running_mean, statistics)
+    assert not quantized.training
+    assert same_codes(quantized, expected)
+
+
+def test_batches_of_different_shapes(model: nn.Module) -> None:
+    batches = [torch.randn(2, 3, 8, 8), torch.randn(3, 3, 12, 6), torch.randn(1, 3, 9, 9)]
+    quantized = bitsplit.quantize(model, batches, weights=4, activations=8)
+    target = model(batches[1])
+    assert (quantized(batches[1]) - target).square().mean() < 0.1 * target.square().mean()
+
+
+def test_dead_input_channels_keep_nearest_codes(model: nn.Module, images: Tensor) -> None:
+    with torch.no_grad():
+        model.stem[1].weight[3] = 0
+        model.stem[1].bias[3] = -1  # behind the ReLU this channel is always zero
+    quantized = bitsplit.quantize(model, images, weights=4, policy="all")
+    target = model(images)
+    assert torch.isfinite(quantized(images)).all()
+    assert (quantized(images) - target).square().mean() < 0.1 * target.square().mean()
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_bad_data_are_refused(model: nn.Module, images: Tensor, bad: float) -> None:
+    images[5, 0, 2, 2] = bad
+    with pytest.raises(BitsplitError, match="NaN"):
+        bitsplit.quantize(model, images, weights=4)
+
+
+def test_a_nan_that_arises_inside_is_refused_with_the_layer(model: nn.Module, images: Tensor) -> None:
+    model.down.register_forward_hook(lambda module, args, output: output * float("nan"))
+    with pytest.raises(CalibrationError, match="down"):
+        bitsplit.quantize(model, images, weights=4)
+
+
+@pytest.mark.parametrize("empty", [torch.zeros(0, 3, 8, 8), []])
+def test_no_data_are_refused(model: nn.Module, empty: object) -> None:
+    with pytest.raises(BitsplitError, match="empty"):
+        bitsplit.quantize(model, empty, weights=4)
+
+
+def test_a_failed_run_in_place_leaves_the_model_as_it_was(model: nn.Module, images: Tensor) -> None:
+    before = copy.deepcopy(model.state_dict())
+    images[5, 0, 2, 2] = float("nan")
+    with pytest.raises(BitsplitError):
+        bitsplit.quantize(model, images, weights=4, inplace=True)
+    assert model.state_dict().keys() == before.keys()
+    assert all(torch.equal(value, model.state_dict()[key]) for key, value in before.items())
+
+
+def test_a_checkpoint_of_another_run_is_refused_with_what_differs(
+    model: nn.Module, images: Tensor, tmp_path: Path
+) -> None:
+    bitsplit.quantize(model, images, weights=4, checkpoint=tmp_path)
+    with pytest.raises(CheckpointError, match="recipe"):
+        bitsplit.quantize(model, images, weights=3, checkpoint=tmp_path)
+    with pytest.raises(CheckpointError, match="data"):
+        bitsplit.quantize(model, images + 1, weights=4, checkpoint=tmp_path)
+    with torch.no_grad():
+        model.fc.weight.add_(1)
+    with pytest.raises(CheckpointError, match="model"):
+        bitsplit.quantize(model, images, weights=4, checkpoint=tmp_path)
+
+
+def test_a_damaged_checkpoint_file_is_named(model: nn.Module, images: Tensor, tmp_path: Path) -> None:
+    bitsplit.quantize(model, images, weights=4, checkpoint=tmp_path)
+    file = tmp_path / "down.layer.safetensors"
+    file.write_bytes(file.read_bytes()[:40])
+    with pytest.raises(CheckpointError, match="down"):
+        bitsplit.quantize(model, images, weights=4, checkpoint=tmp_path)
+
+
+KILLED = """
+import os, signal, sys, torch
+sys.path.insert(0, {tests!r})
+import bitsplit
+from bitsplit.calibration.checkpoint import Checkpoint
+from test_quantize import Small
+save = Checkpoint.save
+def dying(self, name, layer):
+    if name == "down":
+        os.kill(os.getpid(), signal.SIGKILL)
+    save(self, name, layer)
+Checkpoint.save = dying
+model, images = torch.load({inputs!r}, weights_only=False)
+bitsplit.quantize(model, images, weights=3, activations=4, checkpoint={folder!r})
+"""
+
+
+def test_a_killed_run_goes_on_to_the_same_bits(model: nn.Module, images: Tensor, tmp_path: Path) -> None:
+    whole = bitsplit.quantize(model, images, weights=3, activations=4)
+    inputs, folder, tests = tmp_path / "inputs.pt", tmp_path / "run", Path(__file__).parent
+    torch.save((model, images), inputs)
+    code = KILLED.format(inputs=str(inputs), folder=str(folder), tests=str(tests))
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    killed = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    saved = {path.name for path in folder.glob("*.safetensors")}
+    assert saved == {"stem.0.layer.safetensors", "depthwise.layer.safetensors"}
+    resumed = bitsplit.quantize(model, images, weights=3, activations=4, checkpoint=folder)
+    assert same_codes(resumed, whole)
+    assert torch.equal(resumed(images), whole(images))

@@ -1,0 +1,86 @@
+"""A replayed forward gives what the whole forward gives, without running finished units again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from bitsplit.calibration.features import FeatureStore
+from bitsplit.calibration.replay import Replay
+from bitsplit.calibration.schedule import unit_schedule
+from bitsplit.network import observe
+from torch import Tensor, nn
+
+
+class Skipping(nn.Module):
+    """Units with a long skip connection, an in-place function between them, and one unit called twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, 4, 3, padding=1)
+        self.twice = nn.Conv2d(4, 4, 3, padding=1)
+        self.middle = nn.Conv2d(4, 4, 1)
+        self.last = nn.Conv2d(8, 2, 1)
+        self.relu = nn.ReLU(inplace=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.relu(self.first(x))
+        early = self.twice(x)
+        y = self.middle(self.relu(self.twice(early * 0.5)))
+        return self.last(torch.cat([early, y], 1))
+
+
+def forward(model: nn.Module, batch: Tensor) -> Tensor:
+    return model(batch)
+
+
+@pytest.mark.parametrize("budget", [0, 1 << 30])
+def test_every_step_of_a_walk_equals_the_whole_forward(budget: int, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = Skipping().eval()
+    batches = [torch.randn(2, 3, 6, 6), torch.randn(1, 3, 6, 6)]
+    whole = [model(batch) for batch in batches]
+    schedule = unit_schedule(observe(model, batches[0]))
+    assert [name for name, _ in schedule.calls] == ["first", "twice", "twice", "middle", "last"]
+    runs: list[str] = []
+    for name in ("first", "twice", "middle", "last"):
+        model.get_submodule(name).register_forward_hook(lambda *_, name=name: runs.append(name))
+    store = FeatureStore(budget, tmp_path)
+    replay = Replay(model, forward, store, "it")
+    with torch.no_grad():
+        for position, call in enumerate(schedule.calls):
+            with replay.skipping(extra=call):
+                for index, batch in enumerate(batches):
+                    replay.record(index, batch, call)
+            replay.finish(call)
+            for dead in schedule.dead_after(position):
+                replay.retire(dead, len(batches))
+            with replay.skipping():
+                for index, batch in enumerate(batches):
+                    if position + 1 < len(schedule.calls):
+                        assert torch.equal(replay.run(index, batch), whole[index]), (position, index)
+    store.close()
+    assert "forward" not in vars(model.first)
+
+
+def test_outputs_are_freed_when_their_last_reader_is_done() -> None:
+    model = Skipping().eval()
+    schedule = unit_schedule(observe(model, torch.randn(1, 3, 6, 6)))
+    # "twice" is read by its own second call and, through the concatenation, by "last"
+    assert schedule.last_reader == [1, 4, 3, 4, 4]
+    assert schedule.dead_after(1) == [("first", 0)]
+
+
+def test_finished_units_do_not_compute(tmp_path: Path) -> None:
+    model = Skipping().eval()
+    batch = torch.randn(2, 3, 6, 6)
+    replay = Replay(model, forward, FeatureStore(1 << 20, tmp_path), "it")
+    with torch.no_grad(), replay.skipping(extra=("first", 0)):
+        replay.record(0, batch, ("first", 0))
+    replay.finish(("first", 0))
+    expected = model(batch)
+    with torch.no_grad():
+        model.first.weight.fill_(float("nan"))
+        with replay.skipping():
+            assert torch.equal(replay.run(0, batch), expected)
