@@ -26,7 +26,7 @@ def main() -> None:
     """Reads the arguments, trains, writes the files, reports the accuracy on the embedded test images."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("data", type=Path, help="folder with train.npz and test.npz")
-    parser.add_argument("--epochs", type=int, default=80)
+    parser.add_argument("--epochs", type=int, default=60)
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--rate", type=float, default=0.2, help="highest learning rate")
     parser.add_argument("--seed", type=int, default=0)
