@@ -1,70 +1,56 @@
 """Plans: policies by place, overrides, shared input quantizers, levels, sizes."""
 
-from dataclasses import dataclass, field
-from types import SimpleNamespace
-
 import pytest
+import torch
+import torchvision
 from pydantic import ValidationError
-from torch import nn
+from torch import Tensor, nn
 
 from bitsplit.errors import RecipeError
-from bitsplit.network.layers import LayerKind, kind_of
+from bitsplit.network import observe
 from bitsplit.plan import Plan, make_plan
 from bitsplit.recipe import Recipe
 
 
-@dataclass
-class FakeLayer:
-    """The facts about a layer that a plan is made from."""
+class Block(nn.Module):
+    """Two convolutions and a downsampling one that reads what the first reads."""
 
-    name: str
-    module: nn.Module
-    unit: str
-    input_key: int
-    nonnegative: bool = True
-    is_first: bool = False
-    is_last: bool = False
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(8, 8, 3, padding=1, groups=2)
+        self.conv2 = nn.Conv2d(8, 8, 3, padding=1)
+        self.downsample = nn.Conv2d(8, 8, 1)
 
-    @property
-    def kind(self) -> LayerKind:
-        return kind_of(self.module)
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(self.conv2(torch.relu(self.conv1(x))) + self.downsample(x))
 
 
-@dataclass
-class FakeNetwork:
-    """conv1 -> block1 (conv1, conv2, downsample of the same input) -> block2.conv1 (signed) -> fc."""
+class Net(nn.Module):
+    """conv1 -> block -> up (its input may be negative) -> a product with a bare parameter -> fc."""
 
-    model: nn.Module = field(default_factory=nn.Module)
-    uncovered: tuple = (SimpleNamespace(name="attn", what="in_proj_weight", reason="packed projection"),)
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 8, 3)
+        self.block = Block()
+        self.up = nn.ConvTranspose2d(8, 6, 2)
+        self.mix = nn.Parameter(torch.rand(6, 6))
+        self.fc = nn.Linear(6, 10)
 
-    def __post_init__(self) -> None:
-        self.layers = {layer.name: layer for layer in self._layers()}
-        for layer in self.layers.values():
-            self.model.add_module(layer.name.replace(".", "_"), layer.module)
-        members: dict[str, list[str]] = {}
-        for layer in self.layers.values():
-            members.setdefault(layer.unit, []).append(layer.name)
-        self.units = [
-            SimpleNamespace(name=name, kind="block" if len(layers) > 1 else "layer", layers=tuple(layers))
-            for name, layers in members.items()
-        ]
-
-    def _layers(self) -> list[FakeLayer]:
-        return [
-            FakeLayer("conv1", nn.Conv2d(3, 8, 3), "conv1", 10, nonnegative=False, is_first=True),
-            FakeLayer("block1.conv1", nn.Conv2d(8, 8, 3, groups=2), "block1", 20),
-            FakeLayer("block1.conv2", nn.Conv2d(8, 8, 3), "block1", 30),
-            FakeLayer("block1.downsample", nn.Conv2d(8, 8, 1), "block1", 20),
-            FakeLayer("block2.conv1", nn.ConvTranspose2d(8, 6, 2), "block2", 40, nonnegative=False),
-            FakeLayer("fc", nn.Linear(6, 10), "fc", 50, is_last=True),
-        ]
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.block(torch.relu(self.conv1(x)))
+        x = torch.relu(self.up(x - 0.1)).mean((2, 3))
+        return self.fc(torch.relu(x @ self.mix))
 
 
-NAMES = ["conv1", "block1.conv1", "block1.conv2", "block1.downsample", "block2.conv1", "fc"]
+NAMES = ["conv1", "block.conv1", "block.conv2", "block.downsample", "up", "fc"]
 
 
-def widths(recipe: Recipe) -> list[tuple[int | None, int | None]]:
-    return [(layer.weights, layer.activations) for layer in make_plan(FakeNetwork(), recipe).layers]
+def plan_of(model: nn.Module | None = None, size: int = 16, **fields: object) -> Plan:
+    return make_plan(observe(model or Net(), torch.randn(2, 3, size, size)), Recipe(**fields))
+
+
+def widths(plan: Plan) -> list[tuple[int | None, int | None]]:
+    return [(layer.weights, layer.activations) for layer in plan.layers]
 
 
 @pytest.mark.parametrize(
@@ -77,27 +63,23 @@ def widths(recipe: Recipe) -> list[tuple[int | None, int | None]]:
     ],
 )
 def test_policies_by_hand(policy: str, expected: list) -> None:
-    assert widths(Recipe(weights=3, activations=4, policy=policy)) == expected
+    assert widths(plan_of(weights=3, activations=4, policy=policy)) == expected
 
 
 @pytest.mark.parametrize("policy", ["paper", "brecq", "qdrop", "all"])
 def test_a_policy_never_quantizes_what_the_recipe_leaves_float(policy: str) -> None:
-    assert {activations for _, activations in widths(Recipe(weights=3, policy=policy))} == {None}
-    assert {weights for weights, _ in widths(Recipe(weights=None, activations=4, policy=policy))} == {None}
+    assert {activations for _, activations in widths(plan_of(weights=3, policy=policy))} == {None}
+    assert {weights for weights, _ in widths(plan_of(weights=None, activations=4, policy=policy))} == {None}
 
 
 def test_reasons_are_given() -> None:
-    recipe = Recipe(weights=3, activations=4, policy="brecq", layers={"block1.c*": {"weights": 5}})
-    reasons = {
-        layer.name: (layer.why_weights, layer.why_activations)
-        for layer in make_plan(FakeNetwork(), recipe).layers
-    }
-    assert reasons == {
+    plan = plan_of(weights=3, activations=4, policy="brecq", layers={"block.c*": {"weights": 5}})
+    assert {layer.name: (layer.why_weights, layer.why_activations) for layer in plan.layers} == {
         "conv1": ("first layer", "first layer"),
-        "block1.conv1": ('override "block1.c*"', "reads the first layer's output"),
-        "block1.conv2": ('override "block1.c*"', "recipe"),
-        "block1.downsample": ("recipe", "reads the first layer's output"),
-        "block2.conv1": ("recipe", "recipe"),
+        "block.conv1": ('override "block.c*"', "reads the first layer's output"),
+        "block.conv2": ('override "block.c*"', "recipe"),
+        "block.downsample": ("recipe", "reads the first layer's output"),
+        "up": ("recipe", "recipe"),
         "fc": ("last layer", "last layer"),
     }
 
@@ -105,10 +87,10 @@ def test_reasons_are_given() -> None:
 def test_later_overrides_win_field_by_field() -> None:
     layers = {
         "*": {"weights": 5, "activations": 6},
-        "block1.*": {"weights": 8},
+        "block.*": {"weights": 8},
         "fc": {"weights": None, "activations": None},
     }
-    assert widths(Recipe(weights=3, activations=4, layers=layers)) == [
+    assert widths(plan_of(weights=3, activations=4, layers=layers)) == [
         (5, 6), (8, 6), (8, 6), (8, 6), (5, 6), (None, None),
     ]  # fmt: skip
 
@@ -116,101 +98,131 @@ def test_later_overrides_win_field_by_field() -> None:
 @pytest.mark.parametrize(
     ("pattern", "hint"),
     [
-        ("block1.conv3", "did you mean 'block1.conv"),
-        ("block1", "did you mean 'block1.\\*'"),
-        ("FC", "known: conv1, block1.conv1"),
+        ("block.conv3", "did you mean 'block.conv"),
+        ("block", "did you mean 'block.\\*'"),
+        ("FC", "known: conv1, block.conv1"),
         ("Conv1", "'conv1'"),
-        ("zzz", "known: conv1, block1.conv1"),
+        ("zzz", "known: conv1, block.conv1"),
     ],
 )
 def test_a_pattern_without_a_match_names_the_nearest(pattern: str, hint: str) -> None:
     with pytest.raises(RecipeError, match=f"override '{pattern}' matches no layer; .*{hint}"):
-        make_plan(FakeNetwork(), Recipe(layers={pattern: {"weights": 8}}))
+        plan_of(layers={pattern: {"weights": 8}})
 
 
 def test_nothing_to_quantize_is_an_error() -> None:
     with pytest.raises(RecipeError, match="every layer float"):
-        make_plan(FakeNetwork(), Recipe(weights=4, layers={"*": {"weights": None}}))
+        plan_of(weights=4, layers={"*": {"weights": None}})
 
 
 def test_layers_that_read_the_same_tensor_share_a_quantizer() -> None:
-    plan = make_plan(FakeNetwork(), Recipe(weights=4, activations=8))
-    assert plan.quantizer_owner(plan.layer("block1.downsample")) == "block1.conv1"
-    assert plan.quantizer_owner(plan.layer("block1.conv1")) == "block1.conv1"
+    plan = plan_of(weights=4, activations=8)
+    assert plan.quantizer_owner(plan.layer("block.downsample")) == "block.conv1"
+    assert plan.quantizer_owner(plan.layer("block.conv1")) == "block.conv1"
     assert plan.quantizer_owner(plan.layer("conv1")) is None
-    assert "unsigned, shared with block1.conv1" in str(plan)
+    assert "unsigned, shared with block.conv1" in str(plan)
 
 
 def test_an_override_of_one_reader_ends_the_sharing() -> None:
-    plan = make_plan(
-        FakeNetwork(), Recipe(weights=4, activations=8, layers={"*.downsample": {"activations": 4}})
-    )
-    keys = [plan.layer(name).input_key for name in ("block1.conv1", "block1.downsample")]
+    plan = plan_of(weights=4, activations=8, layers={"*.downsample": {"activations": 4}})
+    keys = [plan.layer(name).input_key for name in ("block.conv1", "block.downsample")]
     assert keys[0] != keys[1]
-    assert plan.quantizer_owner(plan.layer("block1.downsample")) == "block1.downsample"
+    assert plan.quantizer_owner(plan.layer("block.downsample")) == "block.downsample"
 
 
 @pytest.mark.parametrize(("method", "levels"), [("bitsplit", "signed"), ("minmax", "affine")])
 def test_levels_follow_what_is_proven_and_what_the_method_can(method: str, levels: str) -> None:
-    plan = make_plan(FakeNetwork(), Recipe(method=method, weights=4, activations=8))
-    assert [layer.levels for layer in plan.layers] == [
-        None,
-        "unsigned",
-        "unsigned",
-        "unsigned",
-        levels,
-        "unsigned",
-    ]
-    assert plan.layer("block2.conv1").signed == (levels == "signed")
+    plan = plan_of(method=method, weights=4, activations=8)
+    assert [layer.levels for layer in plan.layers] == [None, *["unsigned"] * 3, levels, "unsigned"]
+    assert plan.layer("up").signed == (levels == "signed")
 
 
 def test_sizes_by_hand() -> None:
-    plan = make_plan(FakeNetwork(), Recipe(weights=3))
+    plan = plan_of(weights=3)
     counts = [3 * 8 * 9, 8 * 4 * 9, 8 * 8 * 9, 8 * 8, 8 * 6 * 4, 60]
     assert [layer.count for layer in plan.layers] == counts
     assert [layer.channels for layer in plan.layers] == [8, 8, 8, 8, 6, 10]
-    biases = 8 + 8 + 8 + 8 + 6 + 10
-    assert plan.float_bytes == 4 * (sum(counts) + biases)
+    others = 8 + 8 + 8 + 8 + 6 + 10 + 36  # biases and the bare parameter
+    assert plan.float_bytes == 4 * (sum(counts) + others)
     packed = 216 + 108 + 216 + 24 + 72 + 60
-    assert plan.quantized_bytes == packed + 8 * 48 + 4 * biases
+    assert plan.quantized_bytes == packed + 8 * 48 + 4 * others
     assert plan.average_bits == pytest.approx((8 * (216 + 60) + 3 * (288 + 576 + 64 + 192)) / sum(counts))
-    everything = make_plan(FakeNetwork(), Recipe(weights=None, activations=8))
+    everything = plan_of(weights=None, activations=8)
     assert everything.average_bits == 32 and everything.quantized_bytes == everything.float_bytes
 
 
 def test_units_and_uncovered_are_kept() -> None:
-    plan = make_plan(FakeNetwork(), Recipe())
-    assert [(unit.name, unit.kind, unit.layers) for unit in plan.units][1] == (
-        "block1",
-        "block",
-        tuple(NAMES[1:4]),
-    )
-    assert plan.uncovered[0].name == "attn"
-    assert "not covered: attn (in_proj_weight): packed projection" in str(plan)
+    plan = plan_of()
+    block = plan.units[1]
+    assert (block.name, block.kind, block.layers) == ("block", "block", tuple(NAMES[1:4]))
+    (part,) = plan.uncovered
+    assert part.name == "mix" and part.reason
+    assert f"not covered: mix ({part.what}): {part.reason}" in str(plan)
+
+
+class Dense(nn.Module):
+    """What reads the first layer's output alone, and what reads it beside another's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 4, 3, padding=1)
+        self.norm = nn.BatchNorm2d(4)
+        self.one = nn.Conv2d(4, 4, 3, padding=1)
+        self.two = nn.Conv2d(8, 4, 3, padding=1)
+        self.late = nn.Conv2d(4, 4, 1)
+        self.last = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        stem = torch.relu(self.norm(self.stem(x)))
+        one = self.one(torch.max_pool2d(stem, 3, 1, 1))
+        return self.last((self.two(torch.cat([stem, one], 1)) + self.late(stem)).mean((2, 3)))
+
+
+def test_what_reads_the_first_output_is_told_by_the_flow_of_data() -> None:
+    plan = plan_of(Dense(), weights=4, activations=4, policy="brecq")
+    bits = {layer.name: layer.activations for layer in plan.layers}
+    assert bits == {"stem": None, "one": 8, "two": 4, "late": 8, "last": 8}
+    assert plan.layer("one").why_activations == "reads the first layer's output"
+
+
+def test_the_first_output_of_a_residual_network() -> None:
+    """The first block reads it; the second block reads a sum that holds it, which is another tensor."""
+    plan = plan_of(torchvision.models.resnet50(), 64, weights=4, activations=4, policy="brecq")
+    eight = [layer.name for layer in plan.layers if layer.activations == 8]
+    assert eight == ["layer1.0.conv1", "layer1.0.downsample.0", "fc"]
+    plan = plan_of(torchvision.models.resnet18(), 64, weights=4, activations=4, policy="brecq")
+    assert [layer.name for layer in plan.layers if layer.activations == 8] == ["layer1.0.conv1", "fc"]
+    assert len(plan.layers) == 21 and plan.layer("fc").why_weights == "last layer"
+
+
+def test_a_network_of_one_layer() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3))
+    (layer,) = plan_of(model, weights=4, activations=4).layers
+    assert (layer.weights, layer.activations, layer.why_weights) == (8, None, "first layer")
 
 
 def test_the_table_names_every_layer_and_its_bits() -> None:
-    text = str(make_plan(FakeNetwork(), Recipe(weights=3, activations=4)))
+    text = str(plan_of(weights=3, activations=4))
     rows = {line.split("│")[1].strip(): line for line in text.splitlines() if line.count("│") > 4}
     assert set(NAMES) <= set(rows)
-    assert "W3" in rows["block1.conv2"] and "A4" in rows["block1.conv2"]
+    assert "W3" in rows["block.conv2"] and "A4" in rows["block.conv2"]
     assert "float" in rows["conv1"] and "first layer" in rows["conv1"]
 
 
 def test_yaml_and_json_give_the_plan_back() -> None:
-    plan = make_plan(FakeNetwork(), Recipe(weights=3, activations=4, layers={"fc": {"weights": None}}))
+    plan = plan_of(weights=3, activations=4, layers={"fc": {"weights": None}})
     assert Plan.from_yaml(plan.to_yaml()) == plan
     assert Plan.from_json(plan.to_json()) == plan
     assert Plan.from_json(plan.to_json()).fingerprint() == plan.fingerprint()
-    other = make_plan(FakeNetwork(), Recipe(weights=4, activations=4, layers={"fc": {"weights": None}}))
+    other = plan_of(weights=4, activations=4, layers={"fc": {"weights": None}})
     assert other.fingerprint() != plan.fingerprint()
 
 
 def test_a_plan_is_checked_when_read() -> None:
-    text = make_plan(FakeNetwork(), Recipe(weights=3)).to_json()
+    text = plan_of(weights=3).to_json()
     with pytest.raises(RecipeError, match="weights"):
         Plan.from_json(text.replace('"weights": 3', '"weights": 33'))
     with pytest.raises(ValidationError):
-        make_plan(FakeNetwork(), Recipe(weights=3)).layer("fc").weights = 2
+        plan_of(weights=3).layer("fc").weights = 2
     with pytest.raises(KeyError, match="did you mean 'fc'"):
-        make_plan(FakeNetwork(), Recipe()).layer("fcc")
+        plan_of().layer("fcc")

@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from bitsplit.errors import RecipeError
 from bitsplit.methods import registry
+from bitsplit.policies import AFTER_FIRST, FIRST, LAST, POLICIES
 from bitsplit.recipe import LayerOverride, Recipe
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -151,3 +152,22 @@ def test_shipped_recipes_are_valid(path: Path) -> None:
 
 def test_there_are_shipped_recipes() -> None:
     assert len(list(CONFIGS.glob("*.yaml"))) >= 5
+
+
+def test_the_table_of_the_documentation_is_what_the_policies_do() -> None:
+    text = (CONFIGS.parent / "docs" / "recipes.md").read_text()
+    rows = [
+        [cell.strip(" `*") for cell in line.split("|")[1:-1]] for line in text.splitlines() if "|" in line
+    ]
+    documented = {row[0]: row[1:] for row in rows if row[0] in POLICIES}
+    documented["bitsplit"] = next(row[1:] for row in rows if row[0] == "– Bit-Split's rule")
+    assert documented.keys() == POLICIES.keys()
+    for name, policy in POLICIES.items():
+        first, second, other, last = ([place] for place in (FIRST, AFTER_FIRST, None, LAST))
+        told = [
+            policy.choose_weights(first, 3), policy.choose_activations(first, 3),
+            policy.choose_activations(second, 3), policy.choose_weights(other, 3),
+            policy.choose_weights(last, 3), policy.choose_activations(last, 3),
+        ]  # fmt: skip
+        words = {3: "given", 8: "8", None: "float"}
+        assert documented[name] == [words[choice.bits] for choice in told], name

@@ -12,6 +12,7 @@ from rich.table import Table
 from bitsplit.document import Document, nearest
 from bitsplit.errors import RecipeError
 from bitsplit.methods.base import Method
+from bitsplit.network.sources import fed_only_by
 from bitsplit.policies import AFTER_FIRST, FIRST, LAST, POLICIES, Choice, Place, Policy
 from bitsplit.recipe import Bits, Recipe
 
@@ -230,17 +231,21 @@ def _overrides_by_layer(recipe: Recipe, names: list[str]) -> dict[str, list[tupl
 
 
 def _places(network: Network) -> dict[str, list[Place]]:
-    """Where each layer stands.  What runs next after the first layers reads their output."""
-    layers = list(network.layers.values())
-    firsts = [index for index, layer in enumerate(layers) if layer.is_first]
-    following = layers[firsts[-1] + 1 :] if firsts else []
-    key_after_first = following[0].input_key if following else None
-    places: dict[str, list[Place]] = {}
-    for layer in layers:
-        is_after_first = layer.input_key == key_after_first and not layer.is_first
-        facts = ((FIRST, layer.is_first), (LAST, layer.is_last), (AFTER_FIRST, is_after_first))
-        places[layer.name] = [place for place, holds in facts if holds]
-    return places
+    """Where each layer stands."""
+    firsts = {name for name, layer in network.layers.items() if layer.is_first}
+    second = fed_only_by(network, firsts)
+    return {
+        name: [
+            place
+            for place, holds in (
+                (FIRST, layer.is_first),
+                (LAST, layer.is_last),
+                (AFTER_FIRST, name in second),
+            )
+            if holds
+        ]
+        for name, layer in network.layers.items()
+    }
 
 
 def _levels(layer: Layer, chain: tuple[Method, ...]) -> Levels:

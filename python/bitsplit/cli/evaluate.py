@@ -25,7 +25,7 @@ def evaluate(
     labels: Annotated[
         str,
         typer.Option(
-            help="Classes: of sub-folders ('folders'), one photo each ('order'), or a file of lines 'photo class'."
+            help="Classes: 'folders' (one each), 'order' (one photo a class), or a file: photo class."
         ),
     ] = "folders",
     preprocessing: options.PreprocessingOption = None,

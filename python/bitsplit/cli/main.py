@@ -31,7 +31,7 @@ _CommandLineError = typer.BadParameter.__bases__[0].__bases__[0]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the program and leave: status 0 when all is well, 2 after a mistake of the user, told in one line."""
+    """Run the program and leave: status 0 when all is well, 2 after a user's mistake, told in one line."""
     given = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
     sys.exit(_status(given))
 
