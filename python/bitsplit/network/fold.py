@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -65,6 +66,7 @@ def fold_norms(network: Network) -> FoldReport:
         )
     pairs = [_pair(network, norm) for norm in network.norms if norm.layer is not None and not norm.folded]
     before, errors = _trial(network, pairs)
+    _refuse_nonfinite(before, errors)
     accepted = [pair for pair in pairs if errors[pair.norm_name] <= LARGEST_ERROR]
     refused = {
         pair.norm_name: f"folded into {pair.layer_name} its output changes by {errors[pair.norm_name]:.1e}"
@@ -86,6 +88,14 @@ def fold_norms(network: Network) -> FoldReport:
     folded = {pair.norm_name: pair.layer_name for pair in accepted}
     network.norms = [_updated(norm, folded, refused) for norm in network.norms]
     return FoldReport(errors, folded, refused, output_error)
+
+
+def _refuse_nonfinite(outputs: list[Tensor], errors: dict[str, float]) -> None:
+    """A network that gives NaN cannot be compared with itself."""
+    if not all(bool(torch.isfinite(output).all()) for output in outputs):
+        first = next((name for name, error in errors.items() if not math.isfinite(error)), None)
+        where = "" if first is None else f"; the first norm concerned is {first}"
+        raise FoldError(f"the network's output on the observed batch holds NaN or Inf{where}")
 
 
 def relative_error(value: Tensor, reference: Tensor) -> float:

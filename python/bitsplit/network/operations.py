@@ -58,7 +58,7 @@ JOINS = ADDITIONS | {"mul", "cat", "stack", "maximum", "minimum"}
 _NONNEGATIVE = _names(
     """
     relu relu6 sigmoid hardsigmoid softmax _softmax abs square exp exp2 sqrt softplus norm
-    linalg_vector_norm zeros zeros_like new_zeros ones ones_like new_ones rand rand_like arange
+    linalg_vector_norm zero zeros zeros_like new_zeros ones ones_like new_ones rand rand_like arange
     """
 )
 

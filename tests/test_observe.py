@@ -1,0 +1,470 @@
+"""One forward tells what a network is: layers, shared inputs, signs, order, coverage; and leaves no trace."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from bitsplit.errors import BitsplitError, ModelError
+from bitsplit.network import Network, observe
+from bitsplit.network.recorder import record_forward
+
+
+def layer(channels: int = 4, out: int = 4, **options: Any) -> nn.Conv2d:
+    return nn.Conv2d(channels, out, 3, padding=1, **options)
+
+
+def images(*shape: int) -> Tensor:
+    return torch.randn(*(shape or (2, 4, 6, 6)))
+
+
+class Net(nn.Module):
+    """A module made from a function of itself and its input."""
+
+    def __init__(self, function, **modules: nn.Module) -> None:
+        super().__init__()
+        self.function = function
+        for name, module in modules.items():
+            setattr(self, name, module)
+
+    def forward(self, x: Any) -> Any:
+        return self.function(self, x)
+
+
+def reasons(network: Network) -> dict[str, str]:
+    return {entry.name: entry.reason for entry in network.uncovered}
+
+
+# What the model is left like
+
+
+def test_training_flags_buffers_and_random_state_are_as_before() -> None:
+    class Counting(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("calls", torch.zeros(()))
+            self.register_buffer("last", None)
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.calls += 1
+            self.last = x.mean()
+            return x + torch.rand(())
+
+    model = nn.Sequential(
+        layer(), nn.BatchNorm2d(4), Counting(), nn.Dropout(0.5), nn.Flatten(), nn.Linear(144, 3)
+    )
+    model[1].eval()
+    batch = images()
+    before, flags = copy.deepcopy(model.state_dict()), [module.training for module in model.modules()]
+    hooks = [len(module._forward_hooks) + len(module._forward_pre_hooks) for module in model.modules()]
+    random = torch.get_rng_state()
+    observe(model, batch)
+    assert [module.training for module in model.modules()] == flags
+    assert [len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules()] == hooks
+    assert torch.equal(torch.get_rng_state(), random)
+    assert model[2].last is None
+    after = model.state_dict()
+    assert after.keys() == before.keys() and all(torch.equal(after[k], before[k]) for k in before)
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_a_forward_that_fails_leaves_no_trace_either() -> None:
+    model = nn.Sequential(layer(), nn.Linear(7, 3))
+    fast_path = torch.backends.mha.get_fastpath_enabled()
+    with pytest.raises(RuntimeError):
+        observe(model, images())
+    assert model.training and not model[0]._forward_hooks and not model[0]._forward_pre_hooks
+    assert torch.backends.mha.get_fastpath_enabled() == fast_path
+
+
+def test_no_activation_is_kept_alive() -> None:
+    import gc
+    import weakref
+
+    alive: list[weakref.ref] = []
+    most = 0
+
+    def watch(module: nn.Module, args: tuple, output: Tensor) -> None:
+        nonlocal most
+        alive.append(weakref.ref(output))
+        most = max(most, sum(ref() is not None for ref in alive))
+
+    model = nn.Sequential(*(layer() for _ in range(20)))
+    for module in model:
+        module.register_forward_hook(watch)
+    network = observe(model, images())
+    gc.collect()
+    assert most <= 2
+    assert sum(ref() is not None for ref in alive) == 0
+    assert len(network.layers) == 20
+
+
+def test_batch_norm_in_training_mode_does_not_learn_from_the_observation() -> None:
+    model = nn.Sequential(layer(), nn.BatchNorm2d(4)).train()
+    observe(model, images())
+    assert torch.equal(model[1].running_mean, torch.zeros(4)) and model[1].num_batches_tracked == 0
+
+
+# Layers and their facts
+
+
+def test_order_shapes_macs_first_and_last() -> None:
+    model = Net(
+        lambda m, x: m.head(F.adaptive_avg_pool2d(F.relu(m.late(F.relu(m.early(x)))), 1).flatten(1)),
+        head=nn.Linear(8, 3),
+        late=nn.Conv2d(6, 8, 3, stride=2, groups=2),
+        early=nn.Conv2d(4, 6, 3, padding=1),
+    )
+    network = observe(model, images(2, 4, 9, 9))
+    assert list(network.layers) == ["early", "late", "head"]
+    early, late, head = network.layers.values()
+    assert (early.is_first, late.is_first, head.is_first) == (True, False, False)
+    assert (early.is_last, late.is_last, head.is_last) == (False, False, True)
+    assert early.input_shape == (2, 4, 9, 9) and late.output_shape == (2, 8, 4, 4)
+    assert (early.macs, late.macs, head.macs) == (81 * 6 * 36, 16 * 8 * 27, 24)
+    assert late.kind.name == "Conv2d" and early.module is model.early
+
+
+def test_layers_that_read_one_tensor_share_a_key() -> None:
+    def forward(m: nn.Module, x: Tensor) -> Tensor:
+        y = F.relu(x)
+        return m.a(y) + m.b(y) + m.c(y.clone()) + m.d(F.relu(x))
+
+    keys = {
+        name: found.input_key
+        for name, found in observe(
+            Net(forward, a=layer(), b=layer(), c=layer(), d=layer()), images()
+        ).layers.items()
+    }
+    assert keys["a"] == keys["b"]
+    assert len(set(keys.values())) == 3
+
+
+def test_a_module_called_several_times_joins_the_layers_that_share_any_of_its_inputs() -> None:
+    def forward(m: nn.Module, x: Tensor) -> Tensor:
+        y, z = F.relu(x), torch.sigmoid(x)
+        return m.shared(y) + m.shared(z) + m.on_y(y) + m.on_z(z) + m.other(x)
+
+    names = ("shared", "on_y", "on_z", "other")
+    network = observe(Net(forward, **{name: layer() for name in names}), images())
+    keys = {name: found.input_key for name, found in network.layers.items()}
+    assert keys["shared"] == keys["on_y"] == keys["on_z"] != keys["other"]
+    assert network.layers["shared"].calls == 2 and network.layers["on_y"].calls == 1
+    assert network.layers["shared"].macs == 2 * network.layers["on_y"].macs
+    assert [unit.calls for unit in network.units if unit.name == "shared"] == [2]
+
+
+def test_residual_operands_feed_an_addition_also_through_their_norm() -> None:
+    def forward(m: nn.Module, x: Tensor) -> Tensor:
+        y = m.norm(m.second(F.relu(m.first(x))))
+        return m.tail(F.relu(y + m.shortcut(x)))
+
+    names = ("first", "second", "shortcut", "tail")
+    model = Net(forward, norm=nn.BatchNorm2d(4), **{name: layer() for name in names})
+    found = observe(model, images()).layers
+    assert {name: found[name].feeds_add for name in names} == {
+        "first": False, "second": True, "shortcut": True, "tail": False
+    }  # fmt: skip
+
+
+def test_several_outputs_have_each_their_last_layer_and_a_residual_output_only_one() -> None:
+    def heads(m: nn.Module, x: Tensor) -> dict[str, Any]:
+        y = F.relu(m.body(x))
+        return {"boxes": m.boxes(y), "scores": (m.scores(y),)}
+
+    found = observe(Net(heads, body=layer(), boxes=layer(), scores=layer()), images()).layers
+    assert [name for name in found if found[name].is_last] == ["boxes", "scores"]
+
+    def residual(m: nn.Module, x: Tensor) -> Tensor:
+        y = m.early(x)
+        return F.relu(y + m.late(F.relu(y)))
+
+    found = observe(Net(residual, early=layer(), late=layer()), images()).layers
+    assert [name for name in found if found[name].is_last] == ["late"]
+
+
+# Signs
+
+NONNEGATIVE = {
+    "functional relu": F.relu,
+    "relu in place": lambda x: F.relu(x.clone(), inplace=True),
+    "method in place": lambda x: x.clone().relu_(),
+    "relu6": F.relu6,
+    "hardtanh 0..1": lambda x: F.hardtanh(x, 0.0, 1.0),
+    "clamp": lambda x: x.clamp(min=0),
+    "clamp by name": lambda x: torch.clamp(x, max=5, min=0.5),
+    "clamp_min": lambda x: torch.clamp_min(x, 0),
+    "sigmoid": torch.sigmoid,
+    "hard sigmoid": F.hardsigmoid,
+    "softmax": lambda x: x.softmax(1),
+    "square": lambda x: x**2,
+    "absolute": torch.abs,
+    "threshold": lambda x: F.threshold(x, 0.1, 0.0),
+    "max pool": lambda x: F.max_pool2d(F.relu(x), 2),
+    "average pool": lambda x: F.avg_pool2d(F.relu(x), 3, 1, 1),
+    "adaptive pool": lambda x: F.adaptive_avg_pool2d(F.relu(x), 3),
+    "mean": lambda x: F.relu(x).mean((2, 3), keepdim=True),
+    "concatenation": lambda x: torch.cat([F.relu(x[:, :2]), x[:, 2:].sigmoid()], 1),
+    "sum of two": lambda x: F.relu(x) + x.sigmoid(),
+    "sum in place": lambda x: F.relu(x).add_(x.sigmoid()),
+    "product": lambda x: F.relu(x) * x.sigmoid(),
+    "scaled": lambda x: F.relu(x) * 2 / 3 + 1,
+    "padding": lambda x: F.pad(F.relu(x), (1, 1)),
+    "reflection": lambda x: F.pad(F.relu(x), (1, 1, 1, 1), mode="reflect"),
+    "dropout in evaluation": lambda x: F.dropout(F.relu(x), training=False),
+    "shuffled channels": lambda x: F.relu(x).view(2, 2, 2, 6, 6).transpose(1, 2).reshape(2, 4, 6, 6),
+    "slice": lambda x: F.relu(x).roll(1, 2).flip(3),
+    "nearest": lambda x: F.interpolate(F.relu(x), scale_factor=2),
+    "bilinear": lambda x: F.interpolate(F.relu(x), scale_factor=2, mode="bilinear"),
+    "written slices": lambda x: _filled(x, F.relu, torch.sigmoid),
+}
+
+NOT_PROVEN = {
+    "nothing": lambda x: x,
+    "tanh": torch.tanh,
+    "silu": F.silu,
+    "hardswish": F.hardswish,
+    "leaky relu": F.leaky_relu,
+    "clamp": lambda x: x.clamp(min=-1),
+    "clamp from above": lambda x: x.clamp(max=3),
+    "cube": lambda x: x**3,
+    "sum with anything": lambda x: F.relu(x) + x,
+    "difference": lambda x: F.relu(x) - x.sigmoid(),
+    "negative factor": lambda x: F.relu(x) * -1,
+    "negative summand": lambda x: F.relu(x) - 1,
+    "negative padding value": lambda x: F.pad(F.relu(x), (1, 1), value=-1.0),
+    "concatenation": lambda x: torch.cat([F.relu(x[:, :2]), x[:, 2:]], 1),
+    "bicubic": lambda x: F.interpolate(F.relu(x), scale_factor=2, mode="bicubic"),
+    "changed in place after": lambda x: F.relu(x).sub_(1),
+    "changed through a view": lambda x: _changed(x),
+    "written slices": lambda x: _filled(x, F.relu, torch.tanh),
+}
+
+
+def _filled(x: Tensor, first, second) -> Tensor:
+    y = torch.empty_like(x).zero_()
+    y[:, :2] = first(x[:, :2])
+    y[:, 2:] = second(x[:, 2:])
+    return y
+
+
+def _changed(x: Tensor) -> Tensor:
+    y = F.relu(x)
+    y.view(-1)[:3].sub_(100)
+    return y
+
+
+@pytest.mark.parametrize("name", NONNEGATIVE)
+def test_inputs_that_are_proven_nonnegative(name: str) -> None:
+    function = NONNEGATIVE[name]
+    assert float(function(images()).min()) >= 0
+    network = observe(Net(lambda m, x: m.conv(function(x)), conv=layer()), images())
+    assert network.layers["conv"].nonnegative
+
+
+@pytest.mark.parametrize("name", NOT_PROVEN)
+def test_inputs_that_may_be_negative(name: str) -> None:
+    function = NOT_PROVEN[name]
+    assert float(function(3 * images()).min()) < 0
+    network = observe(Net(lambda m, x: m.conv(function(x)), conv=layer()), images())
+    assert not network.layers["conv"].nonnegative
+
+
+def test_one_call_with_negative_input_is_enough() -> None:
+    model = Net(lambda m, x: m.conv(F.relu(m.conv(x))), conv=layer())
+    assert not observe(model, images()).layers["conv"].nonnegative
+
+
+# The record
+
+
+def test_writes_through_another_view_are_seen() -> None:
+    def forward(m: nn.Module, x: Tensor) -> Tensor:
+        y = F.relu(x)
+        view = y.view(2, -1)
+        m.conv(y)
+        view.neg_()
+        return m.conv(y)
+
+    record = record_forward(Net(forward, conv=layer()), images())
+    first, second = (record.calls[number].inputs[0] for number in record.calls_of("conv"))
+    assert first != second
+    assert record.ops[record.values[second].producer].name == "alias"
+
+
+def test_calls_are_nested_and_numbered() -> None:
+    block = nn.Sequential(layer(), nn.ReLU(inplace=True))
+    record = record_forward(Net(lambda m, x: m.block(m.block(x)), block=block), images())
+    assert [(call.name, call.number) for call in record.calls] == [
+        ("", 0), ("block", 0), ("block.0", 0), ("block.1", 0), ("block", 1), ("block.0", 1), ("block.1", 1)
+    ]  # fmt: skip
+    inner = record.calls[5]
+    assert record.calls[inner.parent].name == "block" and record.calls[inner.parent].number == 1
+    (convolution,) = (record.ops[number] for number in record.ops_in(inner))
+    assert convolution.name == "convolution" and record.batch_size == 2
+
+
+def test_a_record_and_a_network_can_be_pickled() -> None:
+    network = observe(nn.Sequential(layer(), nn.ReLU(), layer()), images(), lambda model, batch: model(batch))
+    again = pickle.loads(pickle.dumps(network))
+    assert list(again.layers) == list(network.layers) and again.units == network.units
+    assert again.batch is None and again.record.calls == network.record.calls
+
+
+# Coverage
+
+
+def test_packed_attention_is_listed_with_its_parts() -> None:
+    class Attention(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+            self.linear = nn.Linear(8, 8)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.linear(self.attention(x, x, x, need_weights=False)[0])
+
+    network = observe(Attention().eval(), torch.randn(2, 5, 8))
+    found = {entry.name: entry for entry in network.uncovered}
+    assert list(network.layers) == ["linear"]
+    assert found["attention.in_proj_weight"].what == "matrix product"
+    assert found["attention.in_proj_weight"].macs == 5 * 8 * 24
+    assert "never called" in found["attention.out_proj"].reason and found["attention.out_proj"].macs == 5 * 64
+    assert found["attention"].what == "product of activations" and found["attention"].macs == 2 * 25 * 8
+
+
+def test_functional_products_on_parameters_are_listed() -> None:
+    class Functional(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.kernel = nn.Parameter(torch.randn(4, 4, 3, 3))
+            self.matrix = nn.Parameter(torch.randn(6, 6))
+            self.conv = layer()
+            self.unused = nn.Parameter(torch.randn(3, 3))
+            self.scale = nn.Parameter(torch.ones(4))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.conv(F.conv2d(x, self.kernel, padding=1)) @ self.matrix * self.scale.view(1, 4, 1, 1)
+
+    network = observe(Functional(), images())
+    found = {entry.name: (entry.what, entry.reason) for entry in network.uncovered}
+    assert found.keys() == {"kernel", "matrix", "unused"}
+    assert found["kernel"][0] == "functional convolution" and found["matrix"][0] == "matrix product"
+    assert found["unused"][1] == "never read by the forward"
+
+
+def test_layers_never_reached_and_layers_bypassed_are_listed() -> None:
+    model = Net(
+        lambda m, x: F.conv2d(m.used(x), m.bypassed.weight),
+        used=layer(), bypassed=layer(), never=nn.Linear(3, 3), embedding=nn.Embedding(3, 2),
+    )  # fmt: skip
+    found = reasons(observe(model, images()))
+    assert found["never"] == "never reached by the forward"
+    assert "never called" in found["bypassed"]
+    assert found["embedding.weight"] == "never read by the forward"
+
+
+def test_embeddings_and_deformable_convolutions_are_listed() -> None:
+    deform = pytest.importorskip("torchvision.ops").DeformConv2d(4, 4, 3, padding=1)
+
+    def forward(m: nn.Module, x: Tensor) -> Tensor:
+        return m.deform(m.conv(x), m.offsets(x)) + m.table(torch.tensor([1])).view(1, 4, 1, 1)
+
+    model = Net(forward, conv=layer(), offsets=layer(4, 18), deform=deform, table=nn.Embedding(3, 4))
+    network = observe(model, images())
+    assert list(network.layers) == ["conv", "offsets"]
+    assert {e.name: e.what for e in network.uncovered} == {
+        "deform.weight": "deformable convolution",
+        "table.weight": "embedding",
+    }
+
+
+class Gated(nn.Conv2d):
+    """A weight that depends on the input."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.conv2d(x, self.weight * x.mean().sigmoid(), self.bias, padding=1)
+
+
+class WithActivation(nn.Conv2d):
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(super().forward(x))
+
+
+class Squaring(nn.Linear):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x * x)
+
+
+class Twice(nn.Conv2d):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(super().forward(x))
+
+
+class OtherStride(nn.Conv2d):
+    def forward(self, x: Tensor) -> Tensor:
+        return F.conv2d(x, self.weight, self.bias, stride=2, padding=1)
+
+
+@pytest.mark.parametrize(
+    "odd, reason",
+    [
+        (Gated(4, 4, 3), "its weight depends on the input"),
+        (WithActivation(4, 4, 3), "its forward changes the output after the product (relu)"),
+        (Squaring(6, 6), "its forward changes the input before the product (mul)"),
+        (Twice(4, 4, 1), "its forward runs 2 products, a plain layer one"),
+        (OtherStride(4, 4, 3), "its convolution has another geometry than its attributes say"),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, nn.Module) else "",
+)
+def test_layers_with_odd_forwards_are_refused_by_name(odd: nn.Module, reason: str) -> None:
+    network = observe(nn.Sequential(layer(), odd), images())
+    assert list(network.layers) == ["0"]
+    (entry,) = network.uncovered
+    assert (entry.name, entry.reason) == ("1", reason) and entry.macs > 0
+
+
+def test_a_layer_that_computes_a_constant_is_refused() -> None:
+    class Table(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("positions", torch.randn(36, 2))
+            self.bias, self.conv = nn.Linear(2, 4), layer()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.conv(x) + self.bias(self.positions).t().reshape(1, 4, 6, 6)
+
+    network = observe(Table(), images())
+    assert list(network.layers) == ["conv"]
+    assert reasons(network) == {"bias": "its input does not depend on the images"}
+
+
+# Steps, batches and errors
+
+
+def test_a_step_says_how_a_batch_runs() -> None:
+    model = Net(lambda m, x: m.conv(x["image"]) * x["scale"], conv=layer())
+    batch = [{"image": images(3, 4, 6, 6), "scale": torch.ones(())}]
+    network = observe(model, batch, lambda model, batch: [model(entry) for entry in batch])
+    assert network.layers["conv"].is_first and network.layers["conv"].is_last
+    assert network.layers["conv"].macs == 36 * 4 * 36
+
+
+def test_lazy_modules_are_named() -> None:
+    model = nn.Sequential(layer(), nn.Flatten(), nn.LazyLinear(3), nn.LazyBatchNorm1d())
+    with pytest.raises(ModelError, match="lazy modules.*: 2, 3"):
+        observe(model, images())
+
+
+def test_models_without_layers_and_steps_without_modules_are_errors() -> None:
+    with pytest.raises(ModelError, match="no convolution and no linear layer"):
+        observe(nn.Sequential(nn.ReLU()), images())
+    with pytest.raises(ModelError, match="ran no module"):
+        observe(nn.Sequential(layer()), images(), lambda model, batch: batch)
+    assert issubclass(ModelError, BitsplitError)
