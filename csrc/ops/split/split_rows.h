@@ -5,6 +5,7 @@
 #pragma once
 
 #include <cstdint>
+#include <limits>
 
 #include "core/simd.h"
 #include "core/split_steps.h"
@@ -13,6 +14,7 @@ namespace bitsplit::split {
 
 constexpr int64_t kBlock = 64;         // columns solved together; rows are padded to a multiple of it
 constexpr int64_t kRowsAtOnce = 4;     // rows that `subtract_product` keeps in registers
+constexpr int64_t kAhead = 6;          // changes fetched before their turn: they lie all over a panel
 constexpr int64_t kFeedbackRows = 16;  // rows that `feedback_block` rounds side by side
 
 inline int64_t round_up(int64_t value, int64_t unit) { return (value + unit - 1) / unit * unit; }
@@ -79,22 +81,46 @@ BITSPLIT_SIMD inline void subtract_changes(T* residual, const Change<T>* changes
   for (int64_t v = 0; v < vectors; ++v) sum[v] = vector_at(residual + v * lanes);
   for (int64_t i = 0; i < count; ++i) {
     const T* const source = panel + changes[i].column * kBlock;
+    if (i + kAhead < count) {
+      const T* const ahead = panel + changes[i + kAhead].column * kBlock;
+      for (int64_t v = 0; v < vectors; ++v) __builtin_prefetch(ahead + v * lanes);
+    }
     for (int64_t v = 0; v < vectors; ++v) sum[v] -= changes[i].amount * vector_at(source + v * lanes);
   }
   for (int64_t v = 0; v < vectors; ++v) vector_at(residual + v * lanes) = sum[v];
 }
 
-// The best digits of `chunk` columns as things stand; returns whether any is not the present one.
-template <int64_t chunk, class T>
-BITSPLIT_SIMD inline bool best_digits(const T* residual, const int8_t* digits, const T* inverse_diagonal,
-                                      T inverse_step, T limit, T* best) {
-  int differs = 0;
-  for (int64_t n = 0; n < chunk; ++n) {
-    const T digit = digits[n];
-    best[n] = best_digit(digit, residual[n], inverse_diagonal[n], inverse_step, limit);
-    differs |= best[n] != digit;
+// Eight columns a byte each, as one number: a place in it is the place of a column.
+template <class T>
+struct Differences {
+  static constexpr int64_t words = Vectors<T>::lanes / 8;
+  uint64_t bits[words];
+
+  // The first column that differs and is not before `from`; the number of lanes if there is none.
+  BITSPLIT_SIMD int64_t first(int64_t from) const {
+    for (int64_t word = from / 8; word < words; ++word) {
+      const uint64_t later = word == from / 8 ? ~uint64_t{0} << (from % 8 * 8) : ~uint64_t{0};
+      if (bits[word] & later) return word * 8 + __builtin_ctzll(bits[word] & later) / 8;
+    }
+    return Vectors<T>::lanes;
   }
-  return differs != 0;
+};
+
+// The best digits of one vector of columns as things stand (best_digit of core/split_steps.h, all lanes at
+// once), and where they are not the present ones.
+template <class T>
+BITSPLIT_SIMD inline void best_digits(const T* residual, const int8_t* digits, const T* inverse_diagonal,
+                                      T inverse_step, T limit, T* best, Differences<T>& differences) {
+  typedef int8_t Bytes __attribute__((vector_size(Vectors<T>::lanes), aligned(1), may_alias));
+  constexpr T no_fraction = static_cast<T>(uint64_t{3} << (std::numeric_limits<T>::digits - 2));
+  const Vector<T> digit = __builtin_convertvector(*reinterpret_cast<const Bytes*>(digits), Vector<T>);
+  const Vector<T> high = digit - digit + limit, low = -high;
+  Vector<T> value = digit + vector_at(residual) * (vector_at(inverse_diagonal) * inverse_step);
+  value = value < low ? low : value;
+  value = value > high ? high : value;
+  value = (value + no_fraction) - no_fraction;
+  vector_at(best) = value;
+  *reinterpret_cast<Bytes*>(differences.bits) = __builtin_convertvector(value != digit, Bytes);
 }
 
 // Gives the 64 digits their best values, one after another. Keeps the residual of these columns up to date
@@ -103,58 +129,57 @@ BITSPLIT_SIMD inline bool best_digits(const T* residual, const int8_t* digits, c
 template <class T>
 BITSPLIT_SIMD inline int64_t sweep_block(T* residual, int8_t* digits, const T* inverse_diagonal,
                                          const T* square, T step, T limit, Change<T>* moved) {
-  constexpr int64_t chunk = 16;  // looked at together: as few digits move, most chunks are left at once
+  constexpr int64_t lanes =
+      Vectors<T>::lanes;  // looked at together: as few digits move, most are left at once
   const T inverse_step = 1 / step;
   int64_t count = 0;
-  T best[chunk];
-  for (int64_t begin = 0; begin < kBlock; begin += chunk) {
-    int64_t next = 0;  // columns of the chunk before this one are settled
-    while (next < chunk && best_digits<chunk>(residual + begin, digits + begin, inverse_diagonal + begin,
-                                              inverse_step, limit, best)) {
-      while (next < chunk && best[next] == digits[begin + next]) ++next;
-      if (next == chunk) break;
-      const int32_t column = static_cast<int32_t>(begin + next);
-      moved[count] = {column, step * (best[next++] - digits[column])};
-      digits[column] = static_cast<int8_t>(best[column - begin]);
+  T best[lanes];
+  Differences<T> differences;
+  for (int64_t begin = 0; begin < kBlock; begin += lanes) {
+    for (int64_t next = 0; next < lanes; ++next) {
+      best_digits(residual + begin, digits + begin, inverse_diagonal + begin, inverse_step, limit, best,
+                  differences);
+      next = differences.first(next);
+      if (next == lanes) break;
+      const int64_t column = begin + next;
+      moved[count] = {static_cast<int32_t>(column), step * (best[next] - digits[column])};
+      digits[column] = static_cast<int8_t>(best[next]);
       subtract_changes(residual, moved + count++, 1, square);
     }
   }
   return count;
 }
 
-// Dot products of codes with two rows of numbers, in double; count is a multiple of kBlock.
+// Dot products of codes with two stretches of numbers, in double.
 struct Products {
-  double cross, residual;
+  double cross = 0, residual = 0;
 };
+
+// Adds those of 64 columns.
 template <class T>
-Products dot_codes(const int8_t* codes, const T* cross, const T* residual, int64_t count) {
+BITSPLIT_SIMD inline void add_products(const int8_t* codes, const T* cross, const T* residual,
+                                       Products& products) {
   constexpr int64_t lanes = Vectors<double>::lanes;
-  typedef int8_t Codes __attribute__((vector_size(lanes), aligned(1), may_alias));
+  typedef int8_t Bytes __attribute__((vector_size(lanes), aligned(1), may_alias));
   typedef T Values __attribute__((vector_size(lanes * sizeof(T)), aligned(sizeof(T)), may_alias));
-  Products products{0, 0};
-  simd::run([&]() BITSPLIT_SIMD {
-    Vector<double> with_cross = {}, with_residual = {};
-    for (int64_t n = 0; n < count; n += lanes) {
-      const auto code = __builtin_convertvector(*reinterpret_cast<const Codes*>(codes + n), Vector<double>);
-      with_cross +=
-          code * __builtin_convertvector(*reinterpret_cast<const Values*>(cross + n), Vector<double>);
-      with_residual +=
-          code * __builtin_convertvector(*reinterpret_cast<const Values*>(residual + n), Vector<double>);
-    }
-    for (int64_t lane = 0; lane < lanes; ++lane) {
-      products.cross += with_cross[lane];
-      products.residual += with_residual[lane];
-    }
-  });
-  return products;
+  Vector<double> with_cross = {}, with_residual = {};
+  for (int64_t n = 0; n < kBlock; n += lanes) {
+    const auto code = __builtin_convertvector(*reinterpret_cast<const Bytes*>(codes + n), Vector<double>);
+    with_cross += code * __builtin_convertvector(*reinterpret_cast<const Values*>(cross + n), Vector<double>);
+    with_residual +=
+        code * __builtin_convertvector(*reinterpret_cast<const Values*>(residual + n), Vector<double>);
+  }
+  for (int64_t lane = 0; lane < lanes; ++lane) {
+    products.cross += with_cross[lane];
+    products.residual += with_residual[lane];
+  }
 }
 
-// residual = cross + growth * (residual - cross): the residual after the scale grew by that factor.
+// residual = cross + growth * (residual - cross): the residual of 64 columns after the scale grew by that
+// factor.
 template <class T>
-void rescale_residual(T* residual, const T* cross, T growth, int64_t count) {
-  simd::run([&]() BITSPLIT_SIMD {
-    for (int64_t n = 0; n < count; ++n) residual[n] = cross[n] + growth * (residual[n] - cross[n]);
-  });
+BITSPLIT_SIMD inline void rescale_residual(T* residual, const T* cross, T growth) {
+  for (int64_t n = 0; n < kBlock; ++n) residual[n] = cross[n] + growth * (residual[n] - cross[n]);
 }
 
 // Rounds 64 columns of kFeedbackRows rows in turn, in units of the scale. wanted[n, row] is the weight and

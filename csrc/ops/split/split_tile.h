@@ -40,21 +40,22 @@ class Tile {
         group_(group),
         rows_(rows),
         columns_(problem.gram.columns),
-        width_(problem.gram.padded),
         blocks_(problem.gram.blocks),
+        stride_(round_up(rows, kRowsAtOnce) * kBlock),
         scale_(rows, 1.0),
-        cross_(round_up(rows, kRowsAtOnce) * width_),
-        codes_(rows * width_),
-        digits_(problem.planes * rows * width_),
-        inverse_diagonal_(width_),
+        products_(rows),
+        cross_(blocks_ * stride_),
+        codes_(blocks_ * stride_),
+        digits_(problem.planes * blocks_ * stride_),
+        inverse_diagonal_(blocks_ * kBlock),
         queue_(rows),
-        seen_(rows * blocks_) {
+        seen_(blocks_ * rows) {
     for (int64_t n = 0; n < columns_; ++n) {
       const T diagonal = problem.gram.diagonal(group, n);
       inverse_diagonal_[n] = diagonal >= std::numeric_limits<T>::min() ? 1 / diagonal : 0;
       const T* const source = problem.cross + (group * columns_ + n) * problem.channels;
       for (int64_t r = 0; r < rows; ++r)
-        cross_[r * width_ + n] = static_cast<T>(source[(first + r) % problem.channels] / io.scale[r]);
+        cross_[at(r, n)] = static_cast<T>(source[(first + r) % problem.channels] / io.scale[r]);
     }
     load_codes();
   }
@@ -62,119 +63,137 @@ class Tile {
   void solve() {
     std::fill_n(io_.rounds_used, rows_, 0);
     for (int64_t r = 0; r < rows_; ++r) active_.push_back(r);
+    take_stock();
     for (int round = 0; round < problem_.rounds && !active_.empty(); ++round) {
-      for (const int64_t r : active_) {
-        fit_scale(r);
-        ++io_.rounds_used[r];
-      }
+      fit_scales();
       for (int plane = problem_.planes - 1; plane >= 0; --plane)
         for (int64_t block = 0; block < blocks_; ++block)
           for (const int64_t r : active_) sweep(r, plane, block);
-      end_round();
+      take_stock();
+      std::fill(seen_.begin(), seen_.end(), 0);
+      for (const int64_t r : active_) ++io_.rounds_used[r];
+      std::erase_if(active_, [&](int64_t r) { return queue_[r].empty(); });  // nothing moved: a fixed point
+      for (const int64_t r : active_) queue_[r].clear();
     }
-    for (int64_t r = 0; r < rows_; ++r) {
-      fit_scale(r);
-      io_.explained[r] *= io_.scale[r] * io_.scale[r];
-      io_.scale[r] *= scale_[r];
-      std::copy_n(&codes_[r * width_], columns_, io_.codes + r * columns_);
-    }
+    for (int64_t r = 0; r < rows_; ++r) store(r);
   }
 
  private:
+  // Rows lie block by block, so that going through the rows of a block reads one stretch of memory.
+  int64_t at(int64_t row, int64_t column) const {
+    return column / kBlock * stride_ + row * kBlock + column % kBlock;
+  }
+  int8_t* digits(int plane, int64_t place) { return &digits_[plane * blocks_ * stride_ + place]; }
+
   // Splits the codes into digits and computes residual = cross - q G, as the scale starts at 1.
   void load_codes() {
-    residual_ = cross_;
-    std::vector<T> start(cross_.size());
+    std::vector<T> start(round_up(rows_, kRowsAtOnce) * columns_);
     for (int64_t r = 0; r < rows_; ++r)
       for (int64_t n = 0; n < columns_; ++n) {
         const int8_t code = io_.codes[r * columns_ + n];
-        codes_[r * width_ + n] = code;
-        start[r * width_ + n] = code;
+        start[r * columns_ + n] = code;
+        codes_[at(r, n)] = code;
         for (int plane = 0; plane < problem_.planes; ++plane)
-          digits(plane, r)[n] = problem_.planes == 1 ? code : static_cast<int8_t>(plane_digit(code, plane));
+          *digits(plane, at(r, n)) =
+              problem_.planes == 1 ? code : static_cast<int8_t>(plane_digit(code, plane));
       }
+    residual_ = cross_;
     for (int64_t block = 0; block < blocks_; ++block)
-      subtract_product(&residual_[block * kBlock], width_, start.data(), width_, round_up(rows_, kRowsAtOnce),
+      subtract_product(&residual_[block * stride_], kBlock, start.data(), columns_, stride_ / kBlock,
                        problem_.gram.panel(group_, block), columns_);
   }
 
-  int8_t* digits(int plane, int64_t row) { return &digits_[(plane * rows_ + row) * width_]; }
-
-  // Sets the scale of a row to its optimum and `explained` to 2 s q.c - s^2 q G q = s q.(c + residual).
-  void fit_scale(int64_t row) {
-    T* const residual = &residual_[row * width_];
-    const T* const cross = &cross_[row * width_];
-    const Products products = dot_codes(&codes_[row * width_], cross, residual, width_);
-    const double growth = scale_growth(products.cross, products.residual);
-    if (growth == 1) {
-      io_.explained[row] = scale_[row] * (products.cross + products.residual);
-      return;
-    }
-    scale_[row] *= growth;
-    io_.explained[row] = scale_[row] * products.cross;
-    rescale_residual(residual, cross, static_cast<T>(growth), width_);
-  }
-
-  T* up_to_date_residual(int64_t row, int64_t block) {
-    T* const residual = &residual_[row * width_ + block * kBlock];
+  // Brings a block of the residual of a row up to date; to be inlined into code for one instruction set.
+  BITSPLIT_SIMD T* up_to_date_residual(int64_t row, int64_t block) {
+    T* const residual = &residual_[at(row, block * kBlock)];
     const std::vector<Change<T>>& queue = queue_[row];
-    size_t& seen = seen_[row * blocks_ + block];
+    size_t& seen = seen_[block * rows_ + row];
     if (seen < queue.size())
-      simd::run([&]() BITSPLIT_SIMD {
-        subtract_changes(residual, queue.data() + seen, queue.size() - seen,
-                         problem_.gram.panel(group_, block));
-      });
+      subtract_changes(residual, queue.data() + seen, queue.size() - seen,
+                       problem_.gram.panel(group_, block));
     seen = queue.size();
     return residual;
   }
 
+  // All residuals of the active rows up to date, and the products of their codes.
+  void take_stock() {
+    for (const int64_t r : active_) products_[r] = {};
+    for (int64_t block = 0; block < blocks_; ++block)
+      simd::run([&]() BITSPLIT_SIMD {
+        for (const int64_t r : active_) {
+          const int64_t place = at(r, block * kBlock);
+          add_products(&codes_[place], &cross_[place], up_to_date_residual(r, block), products_[r]);
+        }
+      });
+  }
+
+  // The scales of the active rows to their optimum s = q.c / q G q.
+  void fit_scales() {
+    std::vector<T> growth(rows_, T(1));
+    for (const int64_t r : active_) {
+      const double exact = scale_growth(products_[r].cross, products_[r].residual);
+      scale_[r] *= exact;
+      growth[r] = static_cast<T>(exact);
+    }
+    for (int64_t block = 0; block < blocks_; ++block)
+      simd::run([&]() BITSPLIT_SIMD {
+        for (const int64_t r : active_) {
+          const int64_t place = at(r, block * kBlock);
+          if (growth[r] != 1) rescale_residual(&residual_[place], &cross_[place], growth[r]);
+        }
+      });
+  }
+
   void sweep(int64_t row, int plane, int64_t block) {
-    T* const residual = up_to_date_residual(row, block);
     const int64_t first = block * kBlock;
     Change<T> moved[kBlock];
     int64_t count = 0;
     simd::run([&]() BITSPLIT_SIMD {
-      count =
-          sweep_block(residual, digits(plane, row) + first, &inverse_diagonal_[first],
-                      problem_.gram.square(group_, block), static_cast<T>(scale_[row] * plane_weight(plane)),
-                      static_cast<T>(problem_.limit), moved);
+      count = sweep_block(up_to_date_residual(row, block), digits(plane, at(row, first)),
+                          &inverse_diagonal_[first], problem_.gram.square(group_, block),
+                          static_cast<T>(scale_[row] * plane_weight(plane)), static_cast<T>(problem_.limit),
+                          moved);
     });
+    if (count == 0) return;
     for (int64_t i = 0; i < count; ++i) {
       moved[i].column += static_cast<int32_t>(first);
-      stitch(row, moved[i].column);
+      stitch(at(row, moved[i].column));
     }
     queue_[row].insert(queue_[row].end(), moved, moved + count);
-    seen_[row * blocks_ + block] = queue_[row].size();
+    seen_[block * rows_ + row] = queue_[row].size();
   }
 
-  void stitch(int64_t row, int64_t column) {
+  void stitch(int64_t place) {
     int code = 0;
-    for (int plane = 0; plane < problem_.planes; ++plane)
-      code += digits(plane, row)[column] * plane_weight(plane);
-    codes_[row * width_ + column] = static_cast<int8_t>(code);
+    for (int plane = 0; plane < problem_.planes; ++plane) code += *digits(plane, place) * plane_weight(plane);
+    codes_[place] = static_cast<int8_t>(code);
   }
 
-  // Residuals up to date, queues empty; a row in which nothing moved is at its fixed point and retires.
-  void end_round() {
-    for (int64_t block = 0; block < blocks_; ++block)
-      for (const int64_t r : active_) up_to_date_residual(r, block);
-    std::fill(seen_.begin(), seen_.end(), 0);
-    std::erase_if(active_, [&](int64_t r) { return queue_[r].empty(); });
-    for (const int64_t r : active_) queue_[r].clear();
+  // The results of a row, its scale fitted once more; explained = 2 s q.c - s^2 q G q = s q.(cross +
+  // residual).
+  void store(int64_t row) {
+    const Products& products = products_[row];
+    const double growth = scale_growth(products.cross, products.residual);
+    const double explained = growth == 1 ? products.cross + products.residual : growth * products.cross;
+    io_.explained[row] = scale_[row] * explained * io_.scale[row] * io_.scale[row];
+    io_.scale[row] *= scale_[row] * growth;
+    for (int64_t n = 0; n < columns_; ++n) io_.codes[row * columns_ + n] = codes_[at(row, n)];
   }
 
   const Problem<T>& problem_;
   const TileRows io_;
-  const int64_t group_, rows_, columns_, width_, blocks_;  // width: columns padded to whole blocks
+  const int64_t group_, rows_, columns_, blocks_;
+  const int64_t stride_;  // from block to block: rows (padded to kRowsAtOnce) times 64
   // In units of the scale a row started with, so that tiny rows (dead channels) do not underflow in float32.
   std::vector<double> scale_;
-  std::vector<T> cross_, residual_;  // [rows padded to kRowsAtOnce, width]
-  std::vector<int8_t> codes_;        // [rows, width]
-  std::vector<int8_t> digits_;       // [planes, rows, width]
+  std::vector<Products> products_;
+  std::vector<T> cross_, residual_;  // [blocks, rows, 64]
+  std::vector<int8_t> codes_;        // [blocks, rows, 64]
+  std::vector<int8_t> digits_;       // [planes, blocks, rows, 64]
   std::vector<T> inverse_diagonal_;
-  std::vector<int64_t> active_;
+  std::vector<int64_t> active_;                // rows that still move
   std::vector<std::vector<Change<T>>> queue_;  // by row: what moved in this round, oldest first
-  std::vector<size_t> seen_;                   // [rows, blocks]: how much of the queue a block has seen
+  std::vector<size_t> seen_;                   // [blocks, rows]: how much of the queue a block has seen
 };
 
 }  // namespace bitsplit::split

@@ -1,0 +1,186 @@
+// Launches of the split kernels. What a solved block means for the other columns is one batched matrix
+// product.
+#include <ATen/Context.h>
+#include <ATen/Dispatch.h>
+#include <ATen/core/Tensor.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/empty_like.h>
+#include <ATen/ops/ones_like.h>
+#include <ATen/ops/where.h>
+#include <ATen/ops/zeros.h>
+#include <ATen/ops/zeros_like.h>
+#include <c10/cuda/CUDAException.h>
+#include <c10/cuda/CUDAGuard.h>
+#include <c10/cuda/CUDAStream.h>
+#include <torch/library.h>
+
+#include <limits>
+
+#include "ops/split/split.h"
+#include "ops/split/split_kernels.cuh"
+
+namespace bitsplit::split {
+namespace {
+
+using at::Tensor;
+
+constexpr int kWarpThreads = kWarpsPerBlock * kWarp;
+
+dim3 warp_grid(int64_t rows, int64_t groups) {
+  return dim3((rows + kWarpsPerBlock - 1) / kWarpsPerBlock, groups);
+}
+
+// target -= left @ right, in full precision whatever the process allows.
+void subtract_product(const Tensor& target, const Tensor& left, const Tensor& right) {
+  const at::NoTF32Guard full_precision;
+  target.baddbmm_(left, right, 1, -1);
+}
+
+// The columns of one block of `excess` or `amounts` times those rows of `matrix`, off `target`.
+void pass_on(const Tensor& target, const Tensor& amounts, const Tensor& matrix, int64_t first, int64_t from) {
+  const int64_t columns = matrix.size(1), width = std::min<int64_t>(kColumns, columns - first);
+  subtract_product(target.narrow(2, from, columns - from), amounts.narrow(2, 0, width),
+                   matrix.narrow(1, first, width).narrow(2, from, columns - from));
+}
+
+// The rows of `matrix` [g, M, N] once for each start, in units of `scale` [g, R], in the dtype of `matrix`.
+Tensor in_units(const Tensor& matrix, const Tensor& scale) {
+  const int64_t starts = scale.size(1) / matrix.size(1);
+  return matrix.to(at::kDouble).repeat({1, starts, 1}).div_(scale.unsqueeze(2)).to(matrix.scalar_type());
+}
+
+Tensor split_into_planes(const Tensor& codes, int planes) {
+  if (planes == 1) return codes.clone().unsqueeze(0);
+  const Tensor digits = at::empty({planes, codes.size(0), codes.size(1), codes.size(2)}, codes.options());
+  const Tensor magnitude = codes.abs(), sign = codes.sign();
+  for (int plane = 0; plane < planes; ++plane)
+    digits.select(0, plane).copy_(magnitude.bitwise_right_shift(plane).bitwise_and_(1).mul_(sign));
+  return digits;
+}
+
+template <class T>
+Descent descend_as(const Tensor& codes, const Tensor& scale, const Tensor& gram_given,
+                   const Tensor& cross_given, int planes, int limit, int rounds) {
+  const int64_t groups = codes.size(0), rows = codes.size(1), columns = codes.size(2);
+  const Tensor gram = gram_given.to(cross_given.scalar_type());
+  const Tensor cross = in_units(cross_given.transpose(1, 2), scale);
+  const Tensor diagonal = gram.diagonal(0, 1, 2);
+  const Tensor inverse =
+      at::where(diagonal.ge(std::numeric_limits<T>::min()), diagonal.reciprocal(), at::zeros_like(diagonal));
+  const Tensor residual = cross.clone(), out_codes = codes.clone(), digits = split_into_planes(codes, planes);
+  subtract_product(residual, codes.to(cross.scalar_type()), gram);
+  const Tensor growth = at::ones_like(scale), explained = at::empty_like(scale);
+  const Tensor active = at::ones_like(scale, scale.options().dtype(at::kInt)), moved = at::empty_like(active);
+  const Tensor rounds_used = at::zeros_like(scale, scale.options().dtype(at::kLong));
+  const Tensor amounts = at::empty({groups, rows, kColumns}, cross.options());
+  const DescentState<T> state{gram.const_data_ptr<T>(),
+                              inverse.const_data_ptr<T>(),
+                              cross.const_data_ptr<T>(),
+                              residual.mutable_data_ptr<T>(),
+                              out_codes.mutable_data_ptr<int8_t>(),
+                              digits.mutable_data_ptr<int8_t>(),
+                              growth.mutable_data_ptr<double>(),
+                              explained.mutable_data_ptr<double>(),
+                              active.const_data_ptr<int>(),
+                              moved.mutable_data_ptr<int>(),
+                              amounts.mutable_data_ptr<T>(),
+                              static_cast<int>(groups),
+                              static_cast<int>(rows),
+                              static_cast<int>(columns)};
+  const auto stream = c10::cuda::getCurrentCUDAStream();
+  const auto fit_scales = [&] {
+    fit_scale_kernel<T><<<groups * rows, kRowThreads, 0, stream>>>(state);
+    C10_CUDA_KERNEL_LAUNCH_CHECK();
+  };
+  for (int round = 0; round < rounds && active.any().item<bool>(); ++round) {
+    fit_scales();
+    rounds_used.add_(active);
+    moved.zero_();
+    for (int plane = planes - 1; plane >= 0; --plane)
+      for (int64_t first = 0; first < columns; first += kColumns) {
+        sweep_kernel<T><<<warp_grid(rows, groups), kWarpThreads, 0, stream>>>(state, plane, first, limit);
+        C10_CUDA_KERNEL_LAUNCH_CHECK();
+        pass_on(residual, amounts, gram, first, 0);
+      }
+    active.copy_(moved);  // a row in which nothing moved is at its fixed point
+  }
+  active.fill_(1);
+  fit_scales();
+  return {out_codes, growth.mul_(scale), explained.mul_(scale).mul_(scale), rounds_used};
+}
+
+Descent descend_cuda(const Tensor& codes, const Tensor& scale, const Tensor& gram, const Tensor& cross,
+                     int planes, int limit, int rounds) {
+  const c10::cuda::CUDAGuard guard(codes.device());
+  const bool single = cross.scalar_type() == at::kFloat;
+  return (single ? descend_as<float> : descend_as<double>)(codes, scale, gram, cross, planes, limit, rounds);
+}
+
+template <class T>
+Tensor feedback_as(const Tensor& target, const Tensor& scale, const Tensor& factor, int bits) {
+  const int64_t groups = target.size(0), rows = scale.size(1), columns = target.size(2);
+  const Tensor shares = factor.div(factor.diagonal(0, 1, 2).unsqueeze(1)).triu(1).to(target.scalar_type());
+  const Tensor weight = in_units(target, scale), wanted = weight.clone();
+  const Tensor codes = at::empty(weight.sizes(), weight.options().dtype(at::kChar));
+  const Tensor excess = at::empty({groups, rows, kColumns}, weight.options());
+  const auto stream = c10::cuda::getCurrentCUDAStream();
+  for (int64_t first = 0; first < columns; first += kColumns) {
+    feedback_kernel<T><<<warp_grid(rows, groups), kWarpThreads, 0, stream>>>(
+        wanted.const_data_ptr<T>(), weight.const_data_ptr<T>(), shares.const_data_ptr<T>(),
+        codes.mutable_data_ptr<int8_t>(), excess.mutable_data_ptr<T>(), rows, columns, first,
+        level_limit(bits));
+    C10_CUDA_KERNEL_LAUNCH_CHECK();
+    if (first + kColumns < columns) pass_on(wanted, excess, shares, first, first + kColumns);
+  }
+  return codes;
+}
+
+Tensor feedback_cuda(const Tensor& target, const Tensor& scale, const Tensor& factor, int bits) {
+  const c10::cuda::CUDAGuard guard(target.device());
+  return (target.scalar_type() == at::kFloat ? feedback_as<float> : feedback_as<double>)(target, scale,
+                                                                                         factor, bits);
+}
+
+Fit fwa_cuda(const Tensor& weight, int bits) {
+  const c10::cuda::CUDAGuard guard(weight.device());
+  const Tensor codes = at::empty(weight.sizes(), weight.options().dtype(at::kChar));
+  const Tensor scale = at::empty({weight.size(0), weight.size(1)}, weight.options().dtype(at::kDouble));
+  AT_DISPATCH_FLOATING_TYPES(weight.scalar_type(), "fwa_cuda", [&] {
+    fwa_kernel<scalar_t><<<scale.numel(), kRowThreads, 0, c10::cuda::getCurrentCUDAStream()>>>(
+        weight.const_data_ptr<scalar_t>(), weight.size(2), bits, codes.mutable_data_ptr<int8_t>(),
+        scale.mutable_data_ptr<double>());
+  });
+  C10_CUDA_KERNEL_LAUNCH_CHECK();
+  return {codes, scale};
+}
+
+Fit ofwa_cuda(const Tensor& weight, const Tensor& codes, const Tensor& scale, int bits, int rounds) {
+  const c10::cuda::CUDAGuard guard(weight.device());
+  const Tensor out_codes = codes.clone(), out_scale = scale.clone();
+  const Tensor digits = at::empty({scale.numel(), plane_count(bits), weight.size(2)}, codes.options());
+  AT_DISPATCH_FLOATING_TYPES(weight.scalar_type(), "ofwa_cuda", [&] {
+    ofwa_kernel<scalar_t><<<scale.numel(), kRowThreads, 0, c10::cuda::getCurrentCUDAStream()>>>(
+        weight.const_data_ptr<scalar_t>(), weight.size(2), bits, rounds, out_codes.mutable_data_ptr<int8_t>(),
+        digits.mutable_data_ptr<int8_t>(), out_scale.mutable_data_ptr<double>());
+  });
+  C10_CUDA_KERNEL_LAUNCH_CHECK();
+  return {out_codes, out_scale};
+}
+
+TORCH_LIBRARY_IMPL(bitsplit, CUDA, m) {
+  m.impl("fwa", [](const Tensor& weight, int64_t bits) { return fwa(weight, bits, fwa_cuda); });
+  m.impl("ofwa", [](const Tensor& weight, const Tensor& codes, const Tensor& scale, int64_t bits,
+                    int64_t rounds) { return ofwa(weight, codes, scale, bits, rounds, ofwa_cuda); });
+  m.impl("planes",
+         [](const Tensor& codes, const Tensor& scale, const Tensor& gram, const Tensor& cross, int64_t bits,
+            int64_t rounds) { return planes(codes, scale, gram, cross, bits, rounds, descend_cuda); });
+  m.impl("polish",
+         [](const Tensor& codes, const Tensor& scale, const Tensor& gram, const Tensor& cross, int64_t bits,
+            int64_t rounds) { return polish(codes, scale, gram, cross, bits, rounds, descend_cuda); });
+  m.impl("feedback", [](const Tensor& target, const Tensor& scale, const Tensor& factor, int64_t bits) {
+    return feedback(target, scale, factor, bits, feedback_cuda);
+  });
+}
+
+}  // namespace
+}  // namespace bitsplit::split

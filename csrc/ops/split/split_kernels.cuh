@@ -1,0 +1,250 @@
+// Kernel bodies of the split solvers; no ATen. One warp solves a block of 64 columns of one row, column after
+// column, as the CPU does; what follows for the other columns is a matrix product, which the launcher leaves
+// to cuBLAS.
+#pragma once
+
+#include <cstdint>
+
+#include "core/host_device.h"
+#include "core/levels.h"
+#include "core/planes.h"
+#include "core/split_steps.h"
+
+namespace bitsplit::split {
+
+constexpr int kWarp = 32;
+constexpr int kColumns = 64;       // columns solved together, two by each lane
+constexpr int kWarpsPerBlock = 8;  // rows that share the block of G in shared memory
+constexpr int kRowThreads = 128;   // threads that share one row in the kernels that read whole rows
+
+// The sum over all threads of a block, the same in each, added in a fixed order. The block has whole warps.
+__device__ inline double block_sum(double value) {
+  __shared__ double partial[kWarp];
+  for (int bits = kWarp / 2; bits > 0; bits /= 2) value += __shfl_xor_sync(~0u, value, bits);
+  if (threadIdx.x % kWarp == 0) partial[threadIdx.x / kWarp] = value;
+  __syncthreads();
+  double sum = 0;
+  for (unsigned warp = 0; warp < blockDim.x / kWarp; ++warp) sum += partial[warp];
+  __syncthreads();
+  return sum;
+}
+
+// Copies the square of `matrix` [columns, columns] whose corner is (first, first) to shared memory, padded
+// with zeros.
+template <class T>
+__device__ void load_square(const T* matrix, int columns, int first, T* square) {
+  for (int i = threadIdx.x; i < kColumns * kColumns; i += blockDim.x) {
+    const int row = first + i / kColumns, column = first + i % kColumns;
+    square[i] = row < columns && column < columns ? matrix[int64_t{row} * columns + column] : T(0);
+  }
+  __syncthreads();
+}
+
+// What one descent keeps on the device; row-major, groups first.
+template <class T>
+struct DescentState {
+  const T *gram, *inverse_diagonal;  // [g, N, N], [g, N]; 0 for inputs that are never active
+  const T* cross;                    // [g, R, N]
+  T* residual;                       // [g, R, N]
+  int8_t *codes, *digits;            // [g, R, N], [planes, g, R, N]
+  double *scale, *explained;         // [g, R]
+  const int* active;                 // [g, R], 0 or 1
+  int* moved;                        // [g, R]
+  T* amounts;                        // [g, R, 64]: what the residual of the row loses, times rows of G
+  int groups, rows, columns;
+};
+
+// Gives columns first .. first + 63 of one plane their best digits, one after another. grid (rows / 8,
+// groups).
+template <class T>
+__global__ void sweep_kernel(DescentState<T> state, int plane, int first, T limit) {
+  __shared__ T square[kColumns * kColumns];
+  const int group = blockIdx.y, lane = threadIdx.x % kWarp;
+  const int row_in_group = blockIdx.x * kWarpsPerBlock + threadIdx.x / kWarp;
+  load_square(state.gram + int64_t{group} * state.columns * state.columns, state.columns, first, square);
+  if (row_in_group >= state.rows) return;
+  const int64_t row = int64_t{group} * state.rows + row_in_group;
+  const int64_t plane_size = int64_t{state.groups} * state.rows * state.columns;
+  const T step = static_cast<T>(state.scale[row] * plane_weight(plane)), inverse_step = 1 / step;
+  T residual[2] = {}, inverse[2] = {}, digit[2] = {}, amount[2] = {};
+  for (int half = 0; half < 2; ++half) {
+    const int column = first + half * kWarp + lane;
+    if (column >= state.columns || !state.active[row]) continue;
+    residual[half] = state.residual[row * state.columns + column];
+    inverse[half] = state.inverse_diagonal[int64_t{group} * state.columns + column];
+    digit[half] = state.digits[plane * plane_size + row * state.columns + column];
+  }
+  for (int half = 0; half < 2; ++half) {
+    unsigned open = ~0u;  // lanes whose column has not had its turn
+    while (true) {
+      const T best = best_digit(digit[half], residual[half], inverse[half], inverse_step, limit);
+      const unsigned differs = __ballot_sync(~0u, best != digit[half]) & open;
+      if (differs == 0) break;
+      const int owner = __ffs(static_cast<int>(differs)) - 1;
+      const T change = __shfl_sync(~0u, step * (best - digit[half]), owner);
+      if (lane == owner) {
+        amount[half] = change;
+        digit[half] = best;
+      }
+      const T* const source = square + (half * kWarp + owner) * kColumns;
+      residual[0] -= change * source[lane];
+      residual[1] -= change * source[kWarp + lane];
+      open = owner == kWarp - 1 ? 0 : ~0u << (owner + 1);
+    }
+  }
+  bool any = false;
+  for (int half = 0; half < 2; ++half) {
+    const int column = first + half * kWarp + lane;
+    state.amounts[row * kColumns + half * kWarp + lane] = amount[half];
+    any = any || amount[half] != 0;
+    if (amount[half] == 0) continue;
+    int8_t& stored = state.digits[plane * plane_size + row * state.columns + column];
+    state.codes[row * state.columns + column] +=
+        (static_cast<int>(digit[half]) - stored) * plane_weight(plane);
+    stored = static_cast<int8_t>(digit[half]);
+  }
+  if (__any_sync(~0u, any) && lane == 0) state.moved[row] = 1;
+}
+
+// Sets the scale of every active row to its optimum, rescales its residual, and computes what the fit
+// explains. One block of kRowThreads a row.
+template <class T>
+__global__ void fit_scale_kernel(DescentState<T> state) {
+  const int64_t row = blockIdx.x;
+  if (!state.active[row]) return;
+  const int8_t* const codes = state.codes + row * state.columns;
+  const T* const cross = state.cross + row * state.columns;
+  T* const residual = state.residual + row * state.columns;
+  double with_cross = 0, with_residual = 0;
+  for (int n = threadIdx.x; n < state.columns; n += blockDim.x) {
+    with_cross += static_cast<double>(codes[n]) * cross[n];
+    with_residual += static_cast<double>(codes[n]) * residual[n];
+  }
+  with_cross = block_sum(with_cross);
+  with_residual = block_sum(with_residual);
+  const double old_scale = state.scale[row], growth = scale_growth(with_cross, with_residual);
+  __syncthreads();  // all have read the scale
+  if (threadIdx.x == 0) {
+    state.scale[row] = old_scale * growth;
+    state.explained[row] = old_scale * (growth == 1 ? with_cross + with_residual : growth * with_cross);
+  }
+  if (growth == 1) return;
+  const T factor = static_cast<T>(growth);
+  for (int n = threadIdx.x; n < state.columns; n += blockDim.x)
+    residual[n] = cross[n] + factor * (residual[n] - cross[n]);
+}
+
+// Rounds columns first .. first + 63 in turn, in units of the scale. grid (rows / 8, groups).
+// wanted, weight, codes: [g, rows, columns]; shares [g, columns, columns] is zero on and below the diagonal;
+// excess [g, rows, 64] = code - weight.
+template <class T>
+__global__ void feedback_kernel(const T* wanted, const T* weight, const T* shares, int8_t* codes, T* excess,
+                                int rows, int columns, int first, T limit) {
+  __shared__ T square[kColumns * kColumns];
+  const int group = blockIdx.y, lane = threadIdx.x % kWarp;
+  const int row_in_group = blockIdx.x * kWarpsPerBlock + threadIdx.x / kWarp;
+  load_square(shares + int64_t{group} * columns * columns, columns, first, square);
+  if (row_in_group >= rows) return;
+  const int64_t row = int64_t{group} * rows + row_in_group;
+  T target[2] = {}, own[2] = {}, surplus[2] = {};
+  for (int half = 0; half < 2; ++half) {
+    const int column = first + half * kWarp + lane;
+    if (column >= columns) continue;
+    target[half] = wanted[row * columns + column];
+    own[half] = weight[row * columns + column];
+  }
+  for (int n = 0; n < kColumns; ++n) {
+    const int half = n / kWarp, owner = n % kWarp;
+    const T code = nearest_code(target[half], limit);
+    const T given = __shfl_sync(~0u, code - own[half], owner);
+    if (lane == owner) {
+      surplus[half] = given;
+      if (first + n < columns) codes[row * columns + first + n] = static_cast<int8_t>(code);
+    }
+    target[0] -= square[n * kColumns + lane] * given;
+    target[1] -= square[n * kColumns + kWarp + lane] * given;
+  }
+  for (int half = 0; half < 2; ++half) excess[row * kColumns + half * kWarp + lane] = surplus[half];
+}
+
+// The weight-space fit of one row a block of kRowThreads: codes [rows, columns], scale [rows].
+template <class T>
+__global__ void fwa_kernel(const T* weights, int columns, int bits, int8_t* codes, double* scales) {
+  __shared__ double maxima[kRowThreads];
+  const T* const weight = weights + int64_t{blockIdx.x} * columns;
+  int8_t* const code = codes + int64_t{blockIdx.x} * columns;
+  const double limit = level_limit(bits);
+  double largest = 0;
+  for (int n = threadIdx.x; n < columns; n += blockDim.x) {
+    const double size = weight[n] < 0 ? -static_cast<double>(weight[n]) : static_cast<double>(weight[n]);
+    largest = size > largest ? size : largest;
+    code[n] = 0;
+  }
+  maxima[threadIdx.x] = largest;
+  __syncthreads();
+  for (unsigned i = 0; i < blockDim.x; ++i) largest = maxima[i] > largest ? maxima[i] : largest;
+  const bool dead = largest < kSmallestWeight;
+  double scale = dead ? 1 : largest / limit;
+  for (int round = 0; round < kMostFwaRounds && !dead; ++round) {
+    double dot = 0, norm = 0;
+    int moved = 0;
+    for (int n = threadIdx.x; n < columns; n += blockDim.x) {
+      const double best = nearest_code(weight[n] / scale, limit);
+      moved |= best != code[n];
+      code[n] = static_cast<int8_t>(best);
+      dot += weight[n] * best;
+      norm += best * best;
+    }
+    dot = block_sum(dot);
+    norm = block_sum(norm);
+    if (!__syncthreads_or(moved)) break;
+    if (dot > 0) scale = dot / norm;
+  }
+  if (threadIdx.x == 0) scales[blockIdx.x] = scale;
+}
+
+// <w, q> / <q, q> where that is positive, else `scale`; the same in all threads of the block.
+template <class T>
+__device__ double fit_weight_scale(const T* weight, const int8_t* code, int columns, double scale) {
+  double dot = 0, norm = 0;
+  for (int n = threadIdx.x; n < columns; n += blockDim.x) {
+    dot += static_cast<double>(weight[n]) * code[n];
+    norm += static_cast<double>(code[n]) * code[n];
+  }
+  dot = block_sum(dot);
+  norm = block_sum(norm);
+  return dot > 0 ? dot / norm : scale;
+}
+
+// The weight-space alternation over bit planes; digits [rows, planes, columns] is scratch. As fwa_kernel
+// otherwise.
+template <class T>
+__global__ void ofwa_kernel(const T* weights, int columns, int bits, int rounds, int8_t* codes,
+                            int8_t* digits, double* scales) {
+  const int64_t row = blockIdx.x;
+  const T* const weight = weights + row * columns;
+  int8_t *const code = codes + row * columns, *const digit = digits + row * plane_count(bits) * columns;
+  double scale = scales[row];
+  for (int n = threadIdx.x; n < columns; n += blockDim.x)
+    for (int plane = 0; plane < plane_count(bits); ++plane)
+      digit[plane * columns + n] = static_cast<int8_t>(plane_digit(code[n], plane));
+  int moved = 1;
+  for (int round = 0; round < rounds && moved; ++round) {
+    moved = 0;
+    scale = fit_weight_scale(weight, code, columns, scale);
+    for (int n = threadIdx.x; n < columns; n += blockDim.x)
+      for (int plane = plane_count(bits) - 1; plane >= 0; --plane) {
+        int8_t& own = digit[plane * columns + n];
+        const int others = code[n] - own * plane_weight(plane);
+        const int best = weight_digit(weight[n] - scale * others, scale * plane_weight(plane));
+        moved |= best != own;
+        own = static_cast<int8_t>(best);
+        code[n] = static_cast<int8_t>(others + best * plane_weight(plane));
+      }
+    moved = __syncthreads_or(moved);
+  }
+  scale = fit_weight_scale(weight, code, columns, scale);
+  if (threadIdx.x == 0) scales[row] = scale;
+}
+
+}  // namespace bitsplit::split
