@@ -29,6 +29,7 @@ class ChannelWalk {
         position_step_(step % layout.inner) {}
 
   BITSPLIT_HOST_DEVICE int64_t channel() const { return channel_; }
+  BITSPLIT_HOST_DEVICE int64_t position() const { return position_; }  // within the run of the channel
 
   BITSPLIT_HOST_DEVICE void advance() {
     position_ += position_step_;

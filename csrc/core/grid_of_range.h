@@ -34,11 +34,4 @@ BITSPLIT_HOST_DEVICE AffineGrid<T> grid_of_range(double low, double high, int qm
   return {{scale, T(qmin - zero_point), T(qmax - zero_point)}, zero_point};
 }
 
-// Candidate `index` in 1..count of a search among shrunken ranges: the grid of [low, high] * index / count.
-template <typename T>
-BITSPLIT_HOST_DEVICE AffineGrid<T> candidate_grid(double low, double high, int index, int count, int qmin,
-                                                  int qmax) {
-  return grid_of_range<T>(low * index / count, high * index / count, qmin, qmax);
-}
-
 }  // namespace bitsplit

@@ -6,12 +6,9 @@
 #include <torch/library.h>
 
 #include <algorithm>
-#include <cmath>
 #include <vector>
 
-#include "core/grid_of_range.h"
 #include "core/simd.h"
-#include "ops/ranges/range_elements.h"
 #include "ops/ranges/ranges.h"
 
 namespace bitsplit {
@@ -38,58 +35,36 @@ BITSPLIT_SIMD inline double quantization_loss(const T* x, int64_t count, LevelGr
   return total;
 }
 
-// The candidates of one channel, scaled by the channel's power of two.
-template <typename T>
-struct Candidates {
-  int exponent;
-  std::vector<LevelGrid<T>> grids;
-
-  Candidates(const SearchCall& call, int64_t channel) {
-    const double low = call.low.const_data_ptr<double>()[channel];
-    const double high = call.high.const_data_ptr<double>()[channel];
-    exponent = normalizing_exponent(std::max(-low, high));
-    for (int i = 1; i <= call.candidates; ++i) {
-      LevelGrid<T> grid = candidate_grid<T>(low, high, i, call.candidates, call.qmin, call.qmax).grid;
-      grid.scale = std::ldexp(grid.scale, exponent);
-      grids.push_back(grid);
-    }
-  }
-};
-
-// errors[i]: the loss of candidate i over x[0..count), in the channel's units.
+// errors[i - 1]: the loss of candidate i over x[0..count), in the channel's units.
 template <typename T, typename Storage, typename Loss>
-void segment_errors(const Storage* x, int64_t count, const Candidates<T>& candidates, Loss loss,
+void segment_errors(const Storage* x, int64_t count, const SearchSpace& space, int64_t channel, Loss loss,
                     double* errors) {
   alignas(64) T values[kSegment] = {};  // beyond count: zero, which every grid represents
   T* const value = values;
-  const T factor = std::ldexp(T(1), candidates.exponent);
-  const LevelGrid<T>* grids = candidates.grids.data();
-  const int64_t number = static_cast<int64_t>(candidates.grids.size()),
-                padded = divide_up(count, kLanes) * kLanes;
+  const T unit = space.unit<T>(channel);
+  const int64_t padded = divide_up(count, kLanes) * kLanes;
   simd::run([=]() BITSPLIT_SIMD {
-    for (int64_t i = 0; i < count; ++i) value[i] = static_cast<T>(x[i]) * factor;
-    for (int64_t k = 0; k < number; ++k) errors[k] = quantization_loss(value, padded, grids[k], loss);
+    for (int64_t i = 0; i < count; ++i) value[i] = static_cast<T>(x[i]) * unit;
   });
-}
-
-// The candidate of least error, the widest range of equals.
-int best_candidate(const std::vector<double>& errors) {
-  int best = static_cast<int>(errors.size()) - 1;
-  for (int i = best - 1; i >= 0; --i)
-    if (errors[i] < errors[best]) best = i;
-  return best;
+  for (int i = 1; i <= space.candidates; ++i) {
+    const LevelGrid<T> grid = space.grid_in_units<T>(channel, i);
+    double* const error = &errors[i - 1];
+    simd::run([=]() BITSPLIT_SIMD { *error = quantization_loss(value, padded, grid, loss); });
+  }
 }
 
 template <typename T>
 void store_best(const SearchCall& call, int64_t channel, const std::vector<double>& errors) {
-  const double low = call.low.const_data_ptr<double>()[channel];
-  const double high = call.high.const_data_ptr<double>()[channel];
-  const int best = best_candidate(errors);
-  const AffineGrid<T> grid = candidate_grid<T>(low, high, best + 1, call.candidates, call.qmin, call.qmax);
-  const double unit = std::exp2(-normalizing_exponent(std::max(-low, high)) * call.p);
+  const SearchSpace space = call.space();
+  CandidateError best{errors.back(), space.candidates};
+  for (int i = 1; i < space.candidates; ++i) {
+    const CandidateError other{errors[i - 1], i};
+    if (other.is_better_than(best)) best = other;
+  }
+  const AffineGrid<T> grid = space.grid<T>(channel, best.candidate);
   call.scale.mutable_data_ptr<T>()[channel] = grid.grid.scale;
   call.zero_point.mutable_data_ptr<int32_t>()[channel] = grid.zero_point;
-  call.error.mutable_data_ptr<double>()[channel] = errors[best] == 0 ? 0 : errors[best] * unit;
+  call.error.mutable_data_ptr<double>()[channel] = space.error_of_units(channel, best.error);
 }
 
 template <typename T, typename Storage, typename Loss>
@@ -101,14 +76,14 @@ void search(const SearchCall& call, Loss loss) {
   at::parallel_for(0, channels * segments, 1, [&](int64_t begin, int64_t end) {
     for (int64_t task = begin; task < end; ++task) {
       const int64_t channel = task / segments, start = task % segments * kSegment;
-      segment_errors<T>(rows + channel * size + start, std::min(kSegment, size - start),
-                        Candidates<T>(call, channel), loss, &partial[task * number]);
+      segment_errors<T>(rows + channel * size + start, std::min(kSegment, size - start), call.space(),
+                        channel, loss, &partial[task * number]);
     }
   });
   for (int64_t channel = 0; channel < channels; ++channel) {
+    const double* errors_of_segments = &partial[channel * segments * number];
     std::vector<double> errors(number);
-    for (int64_t i = 0; i < segments * number; ++i)
-      errors[i % number] += partial[channel * segments * number + i];
+    for (int64_t i = 0; i < segments * number; ++i) errors[i % number] += errors_of_segments[i];
     store_best<T>(call, channel, errors);
   }
 }

@@ -19,7 +19,8 @@
 // lp_search(x, axis, qmin, qmax, low, high, candidates, p) -> (scale, zero_point, error)
 //   Per channel the best of the ranges [low, high] * i / candidates, i = 1..candidates, under
 //   sum |x - fake_quantize(x)|^p, p > 0. low, high: finite, floating, [1] or one per channel as channel_range
-//   returns them; scale (x's compute dtype) and zero_point (int32) of a range: see core/grid_of_range.h.
+//   returns them; scale (x's compute dtype) and zero_point (int32) of a range: see core/grid_of_range.h and
+//   search_space.h.
 //   error: float64, the sum at the result, p != 2 within 1e-5. Of equal candidates the widest range wins.
 //   A NaN or Inf in a channel makes its error NaN or Inf and keeps its whole range.
 //
@@ -27,13 +28,14 @@
 //   Bit-Split's activation scale, [1], no zero point: from scale = max(max(x) / qmax, min(x) / qmin) on, in
 //   turn q = clamp(round(x / scale), qmin, qmax) and scale = <x, q> / <q, q> (sums in float64) until a scale
 //   returns: a fixed point, or, when rounding makes the scales go round, the scale of the cycle with the
-//   least error. After 10000 rounds the best so far. Without a value that any level but zero can represent: 1.
-//   NaN or Inf is an error. qmin <= 0 < qmax.
+//   least error. After 10000 rounds the best so far. Without a value that any level but zero can
+//   represent: 1. NaN or Inf is an error. qmin <= 0 < qmax.
 #pragma once
 
 #include <tuple>
 
 #include "ops/dense.h"
+#include "ops/ranges/search_space.h"
 
 namespace bitsplit {
 
@@ -60,6 +62,10 @@ struct SearchCall {
   int candidates;
   double p;
   at::Tensor scale, zero_point, error;
+
+  SearchSpace space() const {
+    return {low.const_data_ptr<double>(), high.const_data_ptr<double>(), qmin, qmax, candidates, p};
+  }
 };
 
 using RangeKernel = void (*)(const RangeCall&);
