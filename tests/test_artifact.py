@@ -17,13 +17,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from timm.layers import ScaledStdConv2dSame
 from torch import Tensor, nn
+from torch.nn.utils.parametrizations import weight_norm
+from torchvision.models.resnet import BasicBlock, ResNet
 
 from bitsplit.artifact import load, read_manifest, save
 from bitsplit.artifact.manifest import FORMAT
 from bitsplit.artifact.packing import pack, packed_size, unpack
 from bitsplit.errors import ArtifactError
-from bitsplit.network import FoldedNorm, fold_norms, kind_of, observe
+from bitsplit.network import FoldedNorm, bake_effective_weights, fold_norms, kind_of, observe
 from bitsplit.plan import make_plan
 from bitsplit.quantizers import attach_weight_quantizer, prepare, quantized_layers, set_weight
 from bitsplit.quantizers.grid import Grid
@@ -89,7 +92,7 @@ def test_packing_refuses_what_does_not_fit() -> None:
 
 def quantize_by_rounding(model: nn.Module, images: Tensor, recipe: Recipe) -> nn.Module:
     """A quantized model by the simplest means: codes by nearest rounding, fixed activation scales."""
-    network = observe(model.eval(), images)
+    network = bake_effective_weights(observe(model.eval(), images))
     fold_norms(network)
     plan = make_plan(network, recipe)
     prepare(model, plan)
@@ -136,6 +139,20 @@ class Odd(nn.Module):
         return self.head(x) + self.offset + self.counter + self.scratch
 
 
+class Computed(nn.Module):
+    """Layers that compute their weights: parametrised, and standardised by the layer's own class."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.normed = weight_norm(nn.Conv2d(3, 8, 3))
+        self.standardised = ScaledStdConv2dSame(8, 8, 3, stride=2)
+        self.head = nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.standardised(torch.relu(self.normed(x))))
+        return self.head(x.mean((2, 3)))
+
+
 def train_norms(model: nn.Module) -> nn.Module:
     """Norm statistics that are not the initial ones."""
     for module in model.modules():
@@ -149,6 +166,8 @@ def train_norms(model: nn.Module) -> nn.Module:
 
 MODELS = {
     "odd": Odd,
+    "computed": Computed,
+    "resnet10": lambda: ResNet(BasicBlock, [1, 1, 1, 1], num_classes=7),
     "resnet18": lambda: torchvision.models.resnet18(num_classes=7),
     "mobilenet_v3_small": lambda: torchvision.models.mobilenet_v3_small(num_classes=7),
     "linear": lambda: nn.Linear(3, 4),
@@ -165,13 +184,19 @@ def quantized(name: str, **fields: object) -> tuple[nn.Module, Tensor]:
     return quantize_by_rounding(train_norms(MODELS[name]()), images, recipe), images
 
 
-@pytest.mark.parametrize("name", MODELS)
-@pytest.mark.parametrize("method", ["bitsplit", "minmax"])
+@pytest.mark.parametrize(
+    ("name", "method"),
+    [
+        *itertools.product(["odd", "computed", "linear"], ["bitsplit", "minmax"]),
+        ("resnet18", "bitsplit"),
+        ("mobilenet_v3_small", "minmax"),
+    ],
+)
 def test_a_loaded_model_gives_the_same_bits(name: str, method: str, tmp_path: Path) -> None:
     model, images = quantized(name, method=method)
     save(model, tmp_path / "model.safetensors")
     loaded = load(tmp_path / "model.safetensors", MODELS[name]().train())
-    assert not loaded.training
+    assert not any(module.training for module in loaded.modules())
     with torch.no_grad():
         assert torch.equal(loaded(images), model(images))
     mine, theirs = model.state_dict(), loaded.state_dict()
@@ -213,19 +238,19 @@ def test_unsigned_weights_with_zero_points(tmp_path: Path) -> None:
 
 
 def test_shared_input_quantizers_stay_shared(tmp_path: Path) -> None:
-    model, _ = quantized("resnet18")
+    model, _ = quantized("resnet10")
     save(model, tmp_path / "model.safetensors")
-    loaded = load(tmp_path / "model.safetensors", MODELS["resnet18"]())
+    loaded = load(tmp_path / "model.safetensors", MODELS["resnet10"]())
     assert loaded.layer2[0].conv1.input_quantizer is loaded.layer2[0].downsample[0].input_quantizer
     stored = load_file(tmp_path / "model.safetensors")
     assert "layer2.0.downsample.0.input_quantizer.scale" not in stored
 
 
 def test_the_file_is_small_and_equal_models_give_equal_files(tmp_path: Path) -> None:
-    model, _ = quantized("resnet18")
+    model, _ = quantized("resnet10")
     save(model, tmp_path / "one.safetensors")
     save(copy.deepcopy(model), tmp_path / "two.safetensors")
-    save(load(tmp_path / "one.safetensors", MODELS["resnet18"]()), tmp_path / "three.safetensors")
+    save(load(tmp_path / "one.safetensors", MODELS["resnet10"]()), tmp_path / "three.safetensors")
     content = (tmp_path / "one.safetensors").read_bytes()
     assert content == (tmp_path / "two.safetensors").read_bytes()
     assert content == (tmp_path / "three.safetensors").read_bytes()
@@ -265,6 +290,28 @@ def odd_file(tmp_path: Path) -> Path:
     model, _ = quantized("odd")
     save(model, tmp_path / "odd.safetensors")
     return tmp_path / "odd.safetensors"
+
+
+def test_loading_keeps_the_module_objects(odd_file: Path) -> None:
+    model = Odd()
+    head, modules = model.head, list(model.modules())
+    assert load(odd_file, model) is model and model.head is head
+    assert {id(module) for module in modules} <= {id(module) for module in model.modules()}
+    assert model.alias is model.up
+
+
+def test_computed_weights_are_stored_as_they_were_used(tmp_path: Path) -> None:
+    model, images = quantized("computed", policy="all")
+    assert {"normed", "standardised"} <= {layer.name for layer in model._bitsplit.plan.layers}
+    save(model, tmp_path / "model.safetensors")
+    assert read_manifest(tmp_path / "model.safetensors").plain_layers == {
+        "normed": "plain",
+        "standardised": "same",
+    }
+    other = Computed()
+    loaded = load(tmp_path / "model.safetensors", other)
+    assert loaded is other and type(other.normed) is nn.Conv2d
+    assert torch.equal(other(images), model(images))
 
 
 def test_only_quantized_models_are_saved(tmp_path: Path) -> None:
@@ -390,7 +437,7 @@ def test_a_missing_folder_is_a_clear_error(tmp_path: Path) -> None:
 def test_a_full_disk_leaves_the_old_file_and_nothing_else(odd_file: Path) -> None:
     """The limit on file sizes stands in for a full disk: the write itself fails in the middle."""
     before = odd_file.read_bytes()
-    model, _ = quantized("resnet18")
+    model, _ = quantized("resnet10")
     old = resource.getrlimit(resource.RLIMIT_FSIZE)
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, old[1]))

@@ -9,7 +9,7 @@ def adopt(model: nn.Module, source: nn.Module) -> nn.Module:
     """Make ``model`` what ``source`` (a changed deep copy of it) is.
 
     Every module object of ``model`` stays the same object, so that whoever holds one sees the change; modules
-    that only ``source`` has are taken over.
+    that only ``source`` has are taken over, those it has no longer are dropped.
     """
     kept = {id(copied): original for original, copied in _pairs(model, source)}
     for copied in list(source.modules()):
@@ -26,4 +26,5 @@ def adopt(model: nn.Module, source: nn.Module) -> nn.Module:
 
 def _pairs(model: nn.Module, source: nn.Module) -> list[tuple[nn.Module, nn.Module]]:
     copies = dict(source.named_modules(remove_duplicate=False))
-    return [(module, copies[name]) for name, module in model.named_modules(remove_duplicate=False)]
+    modules = model.named_modules(remove_duplicate=False)
+    return [(module, copies[name]) for name, module in modules if name in copies]

@@ -22,11 +22,31 @@ def float_names(tensors: dict[str, Tensor]) -> list[str]:
     return [name for name in tensors if split(split(name)[0])[1] not in inside]
 
 
-def check_fits(model: nn.Module, manifest: Manifest, tensors: dict[str, Tensor], path: Path) -> None:
-    """Raise ``ArtifactError`` unless ``model`` is the float architecture that a file was made from."""
+def check_structure(model: nn.Module, manifest: Manifest, path: Path) -> None:
+    """Raise ``ArtifactError`` unless ``model`` is float and has the layers and norms of a file."""
     if any(quantized_layers(model)):
         raise ArtifactError("this model is quantized already; load needs the float architecture")
-    problems = [*_layer_problems(model, manifest, tensors), *_tensor_problems(model, manifest, tensors)]
+    modules = dict(model.named_modules())
+    problems = []
+    for name in [*(layer.name for layer in manifest.layers), *manifest.plain_layers]:
+        if name not in modules:
+            problems.append(f"no layer {name}")
+        elif kind_of(modules[name]) is None:
+            problems.append(f"{name} is a {type(modules[name]).__name__}, not a layer with weights")
+    for name in manifest.folded_norms:
+        if name not in modules or not has_statistics(modules[name]):
+            problems.append(f"no norm with statistics at {name}")
+    _refuse(problems, model, manifest, path)
+
+
+def check_tensors(model: nn.Module, manifest: Manifest, tensors: dict[str, Tensor], path: Path) -> None:
+    """Raise ``ArtifactError`` unless the tensors of a file fit ``model``, which has the file's structure."""
+    layers = [(model.get_submodule(stored.name), stored) for stored in manifest.layers]
+    problems = [p for layer, stored in layers if (p := _layer_problem(layer, stored, tensors)) is not None]
+    _refuse([*problems, *_tensor_problems(model, manifest, tensors)], model, manifest, path)
+
+
+def _refuse(problems: list[str], model: nn.Module, manifest: Manifest, path: Path) -> None:
     if problems:
         more = f" (and {len(problems) - 3} more)" if len(problems) > 3 else ""
         raise ArtifactError(
@@ -35,24 +55,7 @@ def check_fits(model: nn.Module, manifest: Manifest, tensors: dict[str, Tensor],
         )
 
 
-def _layer_problems(model: nn.Module, manifest: Manifest, tensors: dict[str, Tensor]) -> list[str]:
-    modules = dict(model.named_modules())
-    problems = [
-        problem
-        for stored in manifest.layers
-        if (problem := _layer_problem(modules.get(stored.name), stored, tensors)) is not None
-    ]
-    for name in manifest.folded_norms:
-        if name not in modules or not has_statistics(modules[name]):
-            problems.append(f"no norm with statistics at {name}")
-    return problems
-
-
-def _layer_problem(layer: nn.Module | None, stored: StoredLayer, tensors: dict[str, Tensor]) -> str | None:
-    if layer is None:
-        return f"no layer {stored.name}"
-    if kind_of(layer) is None:
-        return f"{stored.name} is a {type(layer).__name__}, not a layer with weights"
+def _layer_problem(layer: nn.Module, stored: StoredLayer, tensors: dict[str, Tensor]) -> str | None:
     if tuple(layer.weight.shape) != stored.shape:
         return f"{stored.name}.weight is {list(layer.weight.shape)}, stored {list(stored.shape)}"
     if str(layer.weight.dtype) != stored.dtype:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import TypeVar
 
@@ -9,10 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from bitsplit.artifact import storage
-from bitsplit.artifact.checks import check_complete, check_fits, float_names
-from bitsplit.artifact.manifest import StoredGrid, StoredLayer
+from bitsplit.artifact.checks import check_complete, check_structure, check_tensors, float_names
+from bitsplit.artifact.manifest import Manifest, StoredGrid, StoredLayer
 from bitsplit.artifact.packing import unpack
 from bitsplit.artifact.state import join, split
+from bitsplit.inplace import adopt
+from bitsplit.network.baking import make_plain
 from bitsplit.network.folded import folded_class
 from bitsplit.quantizers import (
     ActivationQuantizer,
@@ -37,17 +40,26 @@ def load(path: str | Path, model: Model) -> Model:
     path = Path(path)
     manifest, tensors = storage.read(path)
     check_complete(manifest, tensors, path)
-    check_fits(model, manifest, tensors, path)
+    loaded = copy.deepcopy(model)
+    check_structure(loaded, manifest, path)
+    _take_structure(loaded, manifest)
+    check_tensors(loaded, manifest, tensors, path)
+    quantizers: dict[str, ActivationQuantizer] = {}
+    for stored in manifest.layers:
+        _restore_layer(loaded.get_submodule(stored.name), stored, tensors, quantizers)
+    for name in float_names(tensors):
+        _restore_tensor(loaded, name, tensors[name])
+    loaded._bitsplit = manifest.report
+    return adopt(model, loaded.eval())
+
+
+def _take_structure(model: nn.Module, manifest: Manifest) -> None:
+    """Repeat the changes of structure: layers that store what they computed, norms that pass through."""
+    for name, form in manifest.plain_layers.items():
+        make_plain(model.get_submodule(name), form)
     for name in manifest.folded_norms:
         norm = model.get_submodule(name)
         norm.__class__ = folded_class(type(norm))
-    quantizers: dict[str, ActivationQuantizer] = {}
-    for stored in manifest.layers:
-        _restore_layer(model.get_submodule(stored.name), stored, tensors, quantizers)
-    for name in float_names(tensors):
-        _restore_tensor(model, name, tensors[name])
-    model._bitsplit = manifest.report
-    return model.eval()
 
 
 def _restore_layer(

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from bitsplit.document import Document, explain
 from bitsplit.errors import ArtifactError
+from bitsplit.network.baking import Form
 from bitsplit.report.results import QuantizationReport
 
 FORMAT = 1
@@ -57,6 +58,7 @@ class Manifest(Document):
         model_class: class of the model, for messages only.
         layers: the quantized layers.
         folded_norms: norms whose work the layers before them do.
+        plain_layers: layers that computed their weight and now store it, with the form they took.
         report: plan, recipe, errors, data and versions of the run.
         hashes: SHA-256 of every stored tensor: its type, shape and bytes.
     """
@@ -65,6 +67,7 @@ class Manifest(Document):
     model_class: str
     layers: tuple[StoredLayer, ...]
     folded_norms: tuple[str, ...]
+    plain_layers: dict[str, Form]
     report: QuantizationReport
     hashes: dict[str, str]
 

@@ -13,6 +13,7 @@ from bitsplit.artifact.packing import pack
 from bitsplit.artifact.state import float_state, join
 from bitsplit.errors import ArtifactError
 from bitsplit.network import FoldedNorm
+from bitsplit.network.baking import made_plain
 from bitsplit.quantizers import ActivationQuantizer, Grid, quantized_layers
 from bitsplit.report.results import QuantizationReport
 
@@ -39,6 +40,7 @@ def save(model: nn.Module, path: str | Path) -> None:
         model_class=type(model).__qualname__,
         layers=tuple(layers),
         folded_norms=tuple(name for name, module in model.named_modules() if isinstance(module, FoldedNorm)),
+        plain_layers=made_plain(model),
         report=report,
         hashes={name: tensor_hash(tensor) for name, tensor in sorted(tensors.items())},
     )
