@@ -1,14 +1,15 @@
 // The CPU kernels of the split family: tiles of rows in parallel, the loops in split_rows.h.
+#include <ATen/Dispatch.h>
 #include <ATen/Parallel.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
 #include <torch/library.h>
 
 #include <algorithm>
-#include <vector>
 
 #include "core/levels.h"
 #include "ops/split/split.h"
+#include "ops/split/split_feedback.h"
 #include "ops/split/split_panels.h"
 #include "ops/split/split_tile.h"
 #include "ops/split/split_weights.h"
@@ -33,13 +34,34 @@ void for_each_tile(int64_t groups, int64_t rows, const Solve& solve) {
   });
 }
 
+// Panels of a batch of matrices [g, N, N] of either dtype, all packed by `pack(panels, matrix, group,
+// block)`.
+template <class T, class Pack>
+Panels<T> packed(const at::Tensor& matrices, const Pack& pack) {
+  const int64_t groups = matrices.size(0), columns = matrices.size(1);
+  Panels<T> panels(groups, columns);
+  AT_DISPATCH_FLOATING_TYPES(matrices.scalar_type(), "split_panels", [&] {
+    const scalar_t* const first = matrices.const_data_ptr<scalar_t>();
+    at::parallel_for(0, groups * panels.blocks, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t task = begin; task < end; ++task) {
+        const int64_t group = task / panels.blocks;
+        pack(panels, first + group * columns * columns, group, task % panels.blocks);
+      }
+    });
+  });
+  return panels;
+}
+
 template <class T>
 Descent descend_as(const at::Tensor& codes, const at::Tensor& scale, const at::Tensor& gram,
                    const at::Tensor& cross, int planes, int limit, int rounds) {
   const int64_t rows = codes.size(1), columns = codes.size(2);
   const at::Tensor out_codes = codes.clone(), out_scale = scale.clone(), explained = at::empty_like(scale);
   const at::Tensor rounds_used = at::empty(scale.sizes(), scale.options().dtype(at::kLong));
-  const Panels<T> panels(gram, Panels<T>::Part::all);
+  const auto pack = [](auto& panels, auto matrix, int64_t group, int64_t block) {
+    panels.pack(matrix, group, block);
+  };
+  const Panels<T> panels = packed<T>(gram, pack);
   const Problem<T> problem{panels, cross.const_data_ptr<T>(), cross.size(2), planes, limit, rounds};
   for_each_tile(codes.size(0), rows, [&](int64_t group, int64_t first, int64_t count) {
     const int64_t row = group * rows + first;
@@ -57,49 +79,15 @@ Descent descend_cpu(const at::Tensor& codes, const at::Tensor& scale, const at::
   return (single ? descend_as<float> : descend_as<double>)(codes, scale, gram, cross, planes, limit, rounds);
 }
 
-// One call of feedback on one group.
-template <class T>
-struct Feedback {
-  const Panels<T>& shares;
-  int64_t group, channels;
-  const T* target;      // [channels, N]
-  const double* scale;  // [R]
-  int limit;
-  int8_t* codes;  // [R, N]
-
-  // Rows [first, first + rows): block after block what earlier blocks pass on, then the block itself.
-  void round(int64_t first, int64_t rows) const {
-    const int64_t width = shares.padded, padded_rows = round_up(rows, kFeedbackRows);
-    std::vector<T> excess(padded_rows * width), passed_on(padded_rows * kBlock);
-    std::vector<int8_t> rounded(padded_rows * width);
-    for (int64_t block = 0; block < shares.blocks; ++block) {
-      const int64_t begin = block * kBlock;
-      std::fill(passed_on.begin(), passed_on.end(), T(0));
-      subtract_product(passed_on.data(), kBlock, excess.data(), width, padded_rows,
-                       shares.panel(group, block), begin);
-      for (int64_t r = 0; r < padded_rows; r += kFeedbackRows) {
-        T weight[kBlock * kFeedbackRows] = {}, wanted[kBlock * kFeedbackRows] = {};
-        for (int64_t lane = 0; lane < std::min(kFeedbackRows, rows - r); ++lane)
-          for (int64_t n = 0; n < std::min(kBlock, shares.columns - begin); ++n) {
-            const int64_t at = n * kFeedbackRows + lane, row = first + r + lane;
-            weight[at] = static_cast<T>(target[row % channels * shares.columns + begin + n] / scale[row]);
-            wanted[at] = weight[at] + passed_on[(r + lane) * kBlock + n];
-          }
-        feedback_block(wanted, weight, shares.square(group, block), static_cast<T>(limit),
-                       &rounded[r * width + begin], &excess[r * width + begin], width);
-      }
-    }
-    for (int64_t r = 0; r < rows; ++r)
-      std::copy_n(&rounded[r * width], shares.columns, codes + (first + r) * shares.columns);
-  }
-};
-
 template <class T>
 at::Tensor feedback_as(const at::Tensor& target, const at::Tensor& scale, const at::Tensor& factor,
                        int bits) {
   const int64_t channels = target.size(1), columns = target.size(2), rows = scale.size(1);
   const at::Tensor codes = at::empty({target.size(0), rows, columns}, target.options().dtype(at::kChar));
-  const Panels<T> shares(factor, Panels<T>::Part::shares);
+  const auto pack = [](auto& panels, auto matrix, int64_t group, int64_t block) {
+    panels.pack_shares(matrix, group, block);
+  };
+  const Panels<T> shares = packed<T>(factor, pack);
   for_each_tile(target.size(0), rows, [&](int64_t group, int64_t first, int64_t count) {
     Feedback<T>{shares,
                 group,

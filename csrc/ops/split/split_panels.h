@@ -1,43 +1,77 @@
-// A batch of square matrices as the CPU loops read them: in panels of 64 columns.
+// A batch of square matrices as the CPU loops read them: in panels of 64 columns. Torch-free.
 #pragma once
 
-#include <ATen/Dispatch.h>
-#include <ATen/Parallel.h>
-#include <ATen/ops/empty.h>
-
 #include <algorithm>
+#include <cstdint>
+#include <new>
+#include <vector>
 
 #include "ops/split/split_rows.h"
 
 namespace bitsplit::split {
+
+// Memory that starts at a cache line, so that no vector straddles two; elements are not initialised unless
+// asked for.
+template <class T>
+struct CacheLines {
+  using value_type = T;
+  static constexpr std::align_val_t kLine{64};
+  CacheLines() = default;
+  template <class Other>
+  explicit CacheLines(const CacheLines<Other>&) {}
+  T* allocate(size_t count) { return static_cast<T*>(::operator new(count * sizeof(T), kLine)); }
+  void deallocate(T* memory, size_t) { ::operator delete(memory, kLine); }
+  template <class Element>
+  void construct(Element* element) {
+    ::new (static_cast<void*>(element)) Element;
+  }
+  template <class Element, class... Values>
+  void construct(Element* element, Values&&... values) {
+    ::new (static_cast<void*>(element)) Element(std::forward<Values>(values)...);
+  }
+  friend bool operator==(const CacheLines&, const CacheLines&) { return true; }
+};
+template <class T>
+using Aligned = std::vector<T, CacheLines<T>>;
 
 // Panel b of a group holds columns 64 b .. 64 b + 63 of all rows, row after row, padded with zeros and
 // converted to T: whoever works on these 64 columns reads one stretch of memory, without tails.
 template <class T>
 class Panels {
  public:
-  enum class Part {
-    all,
-    shares,  // U_in / U_nn above the diagonal of an upper triangular U, zero elsewhere
-  };
-
-  // matrix: [g, N, N], float32 or float64, contiguous.
-  Panels(const at::Tensor& matrix, Part part)
-      : columns(matrix.size(1)),
+  // `groups` matrices [columns, columns]; every panel is still to be packed.
+  Panels(int64_t groups, int64_t columns)
+      : columns(columns),
         padded(round_up(columns, kBlock)),
         blocks(padded / kBlock),
-        storage_(at::empty({matrix.size(0), blocks, padded, kBlock}, c10::CppTypeToScalarType<T>::value)) {
-    AT_DISPATCH_FLOATING_TYPES(matrix.scalar_type(), "split_panels", [&] {
-      const scalar_t* const source = matrix.const_data_ptr<scalar_t>();
-      at::parallel_for(0, matrix.size(0) * blocks, 1, [&](int64_t begin, int64_t end) {
-        for (int64_t task = begin; task < end; ++task)
-          pack(source + task / blocks * columns * columns, task / blocks, task % blocks, part);
-      });
-    });
+        storage_(groups * blocks * padded * kBlock) {}
+
+  // Packs one panel of one group's `matrix`.
+  template <class Source>
+  void pack(const Source* matrix, int64_t group, int64_t block) {
+    T* row = &storage_[(group * blocks + block) * padded * kBlock];
+    for (int64_t n = 0; n < padded; ++n, row += kBlock) {
+      const int64_t width = n < columns ? std::min(kBlock, columns - block * kBlock) : 0;
+      std::copy_n(matrix + n * columns + block * kBlock, width, row);
+      std::fill(row + width, row + kBlock, T(0));
+    }
+  }
+
+  // Packs U_in / U_nn for i < n of an upper triangular U and zeros for i >= n, down to the block's own rows;
+  // rows below stay undefined.
+  template <class Source>
+  void pack_shares(const Source* factor, int64_t group, int64_t block) {
+    T* row = &storage_[(group * blocks + block) * padded * kBlock];
+    for (int64_t i = 0; i < (block + 1) * kBlock; ++i, row += kBlock)
+      for (int64_t j = 0; j < kBlock; ++j) {
+        const int64_t n = block * kBlock + j;
+        row[j] =
+            i < n && n < columns ? static_cast<T>(factor[i * columns + n] / factor[n * columns + n]) : T(0);
+      }
   }
 
   const T* panel(int64_t group, int64_t block) const {
-    return storage_.template const_data_ptr<T>() + (group * blocks + block) * padded * kBlock;
+    return &storage_[(group * blocks + block) * padded * kBlock];
   }
   // The 64 x 64 of a block with itself.
   const T* square(int64_t group, int64_t block) const {
@@ -51,27 +85,7 @@ class Panels {
   const int64_t columns, padded, blocks;
 
  private:
-  template <class Source>
-  void pack(const Source* matrix, int64_t group, int64_t block, Part part) {
-    const int64_t first = block * kBlock, width = std::min(kBlock, columns - first);
-    T* const to = storage_.template mutable_data_ptr<T>() + (group * blocks + block) * padded * kBlock;
-    const int64_t rows = part == Part::all ? padded : first + kBlock;  // rows below are never read
-    for (int64_t n = 0; n < rows; ++n) {
-      T* const row = to + n * kBlock;
-      const Source* const source = matrix + n * columns + first;
-      const int64_t from = part == Part::all ? 0 : std::clamp<int64_t>(n + 1 - first, 0, width);
-      const int64_t until = n < columns ? width : from;
-      std::fill(row, row + from, T(0));
-      if (part == Part::all)
-        std::copy(source + from, source + until, row + from);
-      else
-        for (int64_t j = from; j < until; ++j)
-          row[j] = static_cast<T>(source[j] / matrix[(first + j) * (columns + 1)]);
-      std::fill(row + until, row + kBlock, T(0));
-    }
-  }
-
-  at::Tensor storage_;
+  Aligned<T> storage_;
 };
 
 }  // namespace bitsplit::split

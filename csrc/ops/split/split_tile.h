@@ -1,4 +1,5 @@
 // Descent over the response on the CPU: a tile of rows of one group, solved together to their fixed points.
+// Torch-free.
 //
 // "Left-looking" blocks: before a row solves a block of 64 columns it brings this block of its residual up to
 // date with everything that moved since the block's last turn, which it finds in the row's queue. So the work
@@ -44,10 +45,10 @@ class Tile {
         stride_(round_up(rows, kRowsAtOnce) * kBlock),
         scale_(rows, 1.0),
         products_(rows),
-        cross_(blocks_ * stride_),
-        codes_(blocks_ * stride_),
-        digits_(problem.planes * blocks_ * stride_),
-        inverse_diagonal_(blocks_ * kBlock),
+        cross_(blocks_ * stride_, T(0)),
+        codes_(blocks_ * stride_, int8_t(0)),
+        digits_(problem.planes * blocks_ * stride_, int8_t(0)),
+        inverse_diagonal_(blocks_ * kBlock, T(0)),
         queue_(rows),
         seen_(blocks_ * rows) {
     for (int64_t n = 0; n < columns_; ++n) {
@@ -187,10 +188,10 @@ class Tile {
   // In units of the scale a row started with, so that tiny rows (dead channels) do not underflow in float32.
   std::vector<double> scale_;
   std::vector<Products> products_;
-  std::vector<T> cross_, residual_;  // [blocks, rows, 64]
-  std::vector<int8_t> codes_;        // [blocks, rows, 64]
-  std::vector<int8_t> digits_;       // [planes, blocks, rows, 64]
-  std::vector<T> inverse_diagonal_;
+  Aligned<T> cross_, residual_;  // [blocks, rows, 64]
+  Aligned<int8_t> codes_;        // [blocks, rows, 64]
+  Aligned<int8_t> digits_;       // [planes, blocks, rows, 64]
+  Aligned<T> inverse_diagonal_;
   std::vector<int64_t> active_;                // rows that still move
   std::vector<std::vector<Change<T>>> queue_;  // by row: what moved in this round, oldest first
   std::vector<size_t> seen_;                   // [blocks, rows]: how much of the queue a block has seen

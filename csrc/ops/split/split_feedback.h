@@ -1,0 +1,49 @@
+// Sequential rounding with error feedback on the CPU: a tile of rows of one group. Torch-free.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+
+#include "ops/split/split_panels.h"
+#include "ops/split/split_rows.h"
+
+namespace bitsplit::split {
+
+// One call on one group. Rows are rounded in units of their scale.
+template <class T>
+struct Feedback {
+  const Panels<T>& shares;  // packed by pack_shares
+  int64_t group, channels;
+  const T* target;      // [channels, N]
+  const double* scale;  // [R]
+  int limit;
+  int8_t* codes;  // [R, N]
+
+  // Rows [first, first + rows): block after block what earlier blocks pass on, then the block itself.
+  void round(int64_t first, int64_t rows) const {
+    const int64_t width = shares.padded, padded_rows = round_up(rows, kFeedbackRows);
+    Aligned<T> excess(padded_rows * width), passed_on(padded_rows * kBlock);
+    Aligned<int8_t> rounded(padded_rows * width);
+    for (int64_t block = 0; block < shares.blocks; ++block) {
+      const int64_t begin = block * kBlock;
+      std::fill(passed_on.begin(), passed_on.end(), T(0));
+      subtract_product(passed_on.data(), kBlock, excess.data(), width, padded_rows,
+                       shares.panel(group, block), begin);
+      for (int64_t r = 0; r < padded_rows; r += kFeedbackRows) {
+        T weight[kBlock * kFeedbackRows] = {}, wanted[kBlock * kFeedbackRows] = {};
+        for (int64_t lane = 0; lane < std::min(kFeedbackRows, rows - r); ++lane)
+          for (int64_t n = 0; n < std::min(kBlock, shares.columns - begin); ++n) {
+            const int64_t at = n * kFeedbackRows + lane, row = first + r + lane;
+            weight[at] = static_cast<T>(target[row % channels * shares.columns + begin + n] / scale[row]);
+            wanted[at] = weight[at] + passed_on[(r + lane) * kBlock + n];
+          }
+        feedback_block(wanted, weight, shares.square(group, block), static_cast<T>(limit),
+                       &rounded[r * width + begin], &excess[r * width + begin], width);
+      }
+    }
+    for (int64_t r = 0; r < rows; ++r)
+      std::copy_n(&rounded[r * width], shares.columns, codes + (first + r) * shares.columns);
+  }
+};
+
+}  // namespace bitsplit::split
