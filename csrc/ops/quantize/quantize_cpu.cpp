@@ -1,14 +1,10 @@
-#include <ATen/Dispatch.h>
-#include <ATen/OpMathType.h>
 #include <ATen/Parallel.h>
-#include <torch/library.h>
 
 #include <algorithm>
 #include <vector>
 
 #include "core/simd.h"
-#include "ops/quantize/quantize.h"
-#include "ops/quantize/quantize_elements.h"
+#include "ops/quantize/quantize_dispatch.h"
 
 namespace bitsplit {
 namespace {
@@ -70,84 +66,24 @@ void over_table(const GridTable<T>& table, int64_t begin, int64_t end, const Ele
   }
 }
 
-template <typename T, typename Element>
-void for_each_element(const QuantizeCall& call, const Element& element) {
-  const std::vector<LevelGrid<T>> grids = level_grids<T>(call);
-  const int64_t inner = call.layout.inner, numel = call.layout.numel();
-  if (inner >= kShortRun || grids.size() == 1) {
+struct CpuLoop {
+  template <typename T, typename Element>
+  static void for_each(const QuantizeCall& call, const Element& element) {
+    const std::vector<LevelGrid<T>> grids = level_grids<T>(call);
+    const int64_t inner = call.layout.inner, numel = call.layout.numel();
+    if (inner >= kShortRun || grids.size() == 1) {
+      at::parallel_for(0, numel, kGrain,
+                       [&](int64_t begin, int64_t end) { over_runs(grids, inner, begin, end, element); });
+      return;
+    }
+    const GridTable<T> table(grids, inner);
     at::parallel_for(0, numel, kGrain,
-                     [&](int64_t begin, int64_t end) { over_runs(grids, inner, begin, end, element); });
-    return;
+                     [&](int64_t begin, int64_t end) { over_table(table, begin, end, element); });
   }
-  const GridTable<T> table(grids, inner);
-  at::parallel_for(0, numel, kGrain,
-                   [&](int64_t begin, int64_t end) { over_table(table, begin, end, element); });
-}
-
-void fake_quantize_cpu(const QuantizeCall& call) {
-  AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, call.input.scalar_type(), "fake_quantize", [&] {
-    using T = at::opmath_type<scalar_t>;
-    for_each_element<T>(call, FakeQuantize<scalar_t, T>{call.input.const_data_ptr<scalar_t>(),
-                                                        call.output.mutable_data_ptr<scalar_t>()});
-  });
-}
-
-void fake_quantize_backward_cpu(const QuantizeCall& call) {
-  AT_DISPATCH_FLOATING_TYPES_AND2(
-      at::kHalf, at::kBFloat16, call.input.scalar_type(), "fake_quantize_backward", [&] {
-        using T = at::opmath_type<scalar_t>;
-        for_each_element<T>(call,
-                            FakeQuantizeBackward<scalar_t, T>{call.grad.const_data_ptr<scalar_t>(),
-                                                              call.input.const_data_ptr<scalar_t>(),
-                                                              call.output.mutable_data_ptr<scalar_t>()});
-      });
-}
-
-void quantize_cpu(const QuantizeCall& call) {
-  AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, call.input.scalar_type(), "quantize", [&] {
-    using T = at::opmath_type<scalar_t>;
-    const scalar_t* x = call.input.const_data_ptr<scalar_t>();
-    if (call.qmin < 0)
-      for_each_element<T>(
-          call, Quantize<scalar_t, T, int8_t>{x, call.output.mutable_data_ptr<int8_t>(), T(call.qmin)});
-    else
-      for_each_element<T>(
-          call, Quantize<scalar_t, T, uint8_t>{x, call.output.mutable_data_ptr<uint8_t>(), T(call.qmin)});
-  });
-}
-
-void dequantize_cpu(const QuantizeCall& call) {
-  AT_DISPATCH_FLOATING_TYPES(call.scale.scalar_type(), "dequantize", [&] {
-    scalar_t* y = call.output.mutable_data_ptr<scalar_t>();
-    if (call.input.scalar_type() == at::kChar)
-      for_each_element<scalar_t>(
-          call, Dequantize<int8_t, scalar_t>{call.input.const_data_ptr<int8_t>(), y, scalar_t(call.qmin)});
-    else
-      for_each_element<scalar_t>(
-          call, Dequantize<uint8_t, scalar_t>{call.input.const_data_ptr<uint8_t>(), y, scalar_t(call.qmin)});
-  });
-}
+};
 
 }  // namespace
 
-TORCH_LIBRARY_IMPL(bitsplit, CPU, m) {
-  m.impl("fake_quantize", [](const at::Tensor& x, const at::Tensor& scale, const at::Tensor& zero_point,
-                             int64_t axis, int64_t qmin, int64_t qmax) {
-    return fake_quantize(x, scale, zero_point, axis, qmin, qmax, fake_quantize_cpu);
-  });
-  m.impl("fake_quantize_backward", [](const at::Tensor& grad, const at::Tensor& x, const at::Tensor& scale,
-                                      const at::Tensor& zero_point, int64_t axis, int64_t qmin,
-                                      int64_t qmax) {
-    return fake_quantize_backward(grad, x, scale, zero_point, axis, qmin, qmax, fake_quantize_backward_cpu);
-  });
-  m.impl("quantize", [](const at::Tensor& x, const at::Tensor& scale, const at::Tensor& zero_point,
-                        int64_t axis, int64_t qmin, int64_t qmax) {
-    return quantize(x, scale, zero_point, axis, qmin, qmax, quantize_cpu);
-  });
-  m.impl("dequantize",
-         [](const at::Tensor& codes, const at::Tensor& scale, const at::Tensor& zero_point, int64_t axis) {
-           return dequantize(codes, scale, zero_point, axis, dequantize_cpu);
-         });
-}
+TORCH_LIBRARY_IMPL(bitsplit, CPU, m) { QuantizeOperators<CpuLoop>::implement(m); }
 
 }  // namespace bitsplit
