@@ -52,8 +52,8 @@ void check_positions(const at::Tensor& positions, const Problem& p) {
 void check_response(const at::Tensor& y, const Problem& p, size_t axes) {
   std::vector<int64_t> shape{p.images, y.dim() > 1 ? y.size(1) : 0};
   for (size_t k = 3 - axes; k < 3; ++k) shape.push_back(p.geometry[k].out());
-  TORCH_CHECK(y.sizes() == at::IntArrayRef(shape), "gram: y must have shape [", p.images,
-              ", outputs, *output positions] = ", shape, ", got ", y.sizes());
+  TORCH_CHECK(y.sizes() == at::IntArrayRef(shape), "gram: y must have shape ", at::IntArrayRef(shape),
+              " (images, outputs, output positions), got ", y.sizes());
   TORCH_CHECK(y.scalar_type() == p.x.scalar_type() && y.device() == p.x.device(), "gram: y must be ",
               p.x.scalar_type(), " on ", p.x.device(), " as x, got ", y.scalar_type(), " on ", y.device());
   TORCH_CHECK(y.size(1) > 0 && y.size(1) % p.groups == 0, "gram: the ", y.size(1),

@@ -4,15 +4,15 @@
 // (column order as in weight.reshape(out, -1)) and may have the response Y_p of M = outputs per group values.
 // Per group, summed over all patches of the batch:
 //
-//   G [g,N,N] += X X^T      C [g,N,M] += X Y^T      sum_x [g,N] += X      sum_y [g,M] += Y      sum_yy [g,M]
-//   += Y*Y
+//   G [g,N,N] += X X^T    C [g,N,M] += X Y^T
+//   sum_x [g,N] += X      sum_y [g,M] += Y      sum_yy [g,M] += Y*Y
 //
 //   x          [B, g*channels, *spatial], 2 or 3 spatial axes, float32 or float64, any strides
 //   y          [B, g*M, *out spatial] of x's dtype, or absent: then C, sum_y and sum_yy are left alone
 //   positions  int64 [B, P]: only these flat output positions of every image (repeats count), or absent: all
 //
-// Padding is with zeros. The accumulators are float64, contiguous, updated in place; G is symmetric on return
-// if it was before. Products of float32 are added in float32 over at most 512 positions, then in float64;
+// Padding is with zeros. The accumulators are float64, contiguous, updated in place; G stays symmetric.
+// Products of float32 are added in float32 over at most 512 positions (2048 on CUDA), then in float64;
 // products of float64 in float64. An empty batch adds nothing. NaN and infinity spread to the sums they are
 // part of. On the CPU the result does not depend on the number of threads.
 #pragma once

@@ -10,60 +10,58 @@
 
 namespace bitsplit::gram {
 
-// Where a tile's positions lie in memory: entry [tap][position], relative to the channel's first value;
-// kOutside where the value is zero.
-struct Offsets {
-  static constexpr int64_t kOutside = -1;
-  int64_t positions = 0;
-  bool whole = true;  // every tap reads the same positions, all inside
-  std::vector<int64_t> entries;
-};
-
 // Distance in memory from one image, and from one position along each axis, to the next.
 struct Strides {
   int64_t image;
   std::array<int64_t, 3> axis;
 };
 
+// Where the positions of a tile lie in memory, relative to a channel's first value; for patches, of which
+// output position each one is.
+struct Places {
+  std::vector<int64_t> base, output;
+};
+
 // Whole images: positions are ordered [depth, height, width, images].
-inline Offsets image_offsets(const std::array<int64_t, 3>& size, const Strides& strides, int64_t first_image,
-                             int64_t images) {
-  Offsets offsets{size[0] * size[1] * size[2] * images, true, {}};
-  offsets.entries.reserve(offsets.positions);
+inline Places image_places(const std::array<int64_t, 3>& size, const Strides& strides, int64_t first_image,
+                           int64_t images) {
+  Places places;
+  places.base.reserve(size[0] * size[1] * size[2] * images);
   for (int64_t d = 0; d < size[0]; ++d)
     for (int64_t h = 0; h < size[1]; ++h)
       for (int64_t w = 0; w < size[2]; ++w)
         for (int64_t image = first_image; image < first_image + images; ++image)
-          offsets.entries.push_back(image * strides.image + d * strides.axis[0] + h * strides.axis[1] +
-                                    w * strides.axis[2]);
-  return offsets;
+          places.base.push_back(image * strides.image + d * strides.axis[0] + h * strides.axis[1] +
+                                w * strides.axis[2]);
+  return places;
 }
 
-// A patch: its image and the output position it belongs to.
-struct Sample {
-  int64_t image;
-  std::array<int64_t, 3> output;
+// What every tap reads for every output position: [tap][output], relative to the image; kOutside where that
+// is zero.
+struct PatchTable {
+  static constexpr int64_t kOutside = -1;
+  int64_t outputs = 0;
+  std::vector<int64_t> entries;
 };
 
-// What every tap of the samples reads.
-inline Offsets patch_offsets(const Geometry& g, const Strides& strides, const std::vector<Sample>& samples) {
-  Offsets offsets{static_cast<int64_t>(samples.size()), false, {}};
-  offsets.entries.reserve(samples.size() * tap_count(g));
-  std::array<int64_t, 3> tap;
-  for (tap[0] = 0; tap[0] < g[0].kernel; ++tap[0])
-    for (tap[1] = 0; tap[1] < g[1].kernel; ++tap[1])
-      for (tap[2] = 0; tap[2] < g[2].kernel; ++tap[2])
-        for (const Sample& sample : samples) {
-          int64_t entry = sample.image * strides.image;
-          bool inside = true;
-          for (int k = 0; k < 3; ++k) {
-            const int64_t r = sample.output[k] * g[k].stride + g[k].origin(tap[k]);
-            inside = inside && r >= 0 && r < g[k].size;
-            entry += r * strides.axis[k];
-          }
-          offsets.entries.push_back(inside ? entry : Offsets::kOutside);
-        }
-  return offsets;
+inline PatchTable patch_table(const Geometry& g, const std::array<int64_t, 3>& strides) {
+  const int64_t out[3] = {g[0].out(), g[1].out(), g[2].out()};
+  PatchTable table{out[0] * out[1] * out[2], {}};
+  table.entries.reserve(tap_count(g) * table.outputs);
+  for (int64_t tap = 0; tap < tap_count(g); ++tap)
+    for (int64_t output = 0; output < table.outputs; ++output) {
+      int64_t tap_left = tap, output_left = output, entry = 0;
+      bool inside = true;
+      for (int k = 2; k >= 0; --k) {
+        const int64_t r = output_left % out[k] * g[k].stride + g[k].origin(tap_left % g[k].kernel);
+        inside = inside && r >= 0 && r < g[k].size;
+        entry += r * strides[k];
+        output_left /= out[k];
+        tap_left /= g[k].kernel;
+      }
+      table.entries.push_back(inside ? entry : PatchTable::kOutside);
+    }
+  return table;
 }
 
 // The columns of all groups of x or y, cut into blocks of 16 lanes: lanes are columns of one group, or, when
@@ -95,32 +93,40 @@ struct Operand {
   }
 
   // panel[position * 16 + lane] = the lane's value at that position of the tile; unused lanes are zero.
-  void pack(int64_t block, const Offsets& offsets, T* panel) const {
-    const T* source[kLanes];
-    const int64_t* table[kLanes];
-    const int64_t used = used_lanes(block);
-    for (int64_t lane = 0; lane < used; ++lane) {
-      const int64_t column = column_of(block, lane);
-      source[lane] = data + (group_of(block, lane) * channels + column / taps) * channel_stride;
-      table[lane] = offsets.entries.data() + column % taps * offsets.positions;
+  void pack_image(int64_t block, const Places& places, T* panel) const {
+    const T* source = first_value(block, 0);
+    const int64_t used = used_lanes(block), lane_stride = used > 1 ? first_value(block, 1) - source : 0;
+    std::fill_n(panel, used < kLanes ? places.base.size() * kLanes : 0, T(0));
+    for (int64_t base : places.base) {
+      if (used == kLanes && lane_stride == 1)
+        std::copy_n(source + base, kLanes, panel);
+      else if (used == kLanes)
+        for (int64_t lane = 0; lane < kLanes; ++lane) panel[lane] = source[base + lane * lane_stride];
+      else
+        for (int64_t lane = 0; lane < used; ++lane) panel[lane] = source[base + lane * lane_stride];
+      panel += kLanes;
     }
-    if (offsets.whole && used == kLanes) return pack_whole(source, offsets, panel);
-    std::fill_n(panel, offsets.positions * kLanes, T(0));
-    for (int64_t lane = 0; lane < used; ++lane)
-      for (int64_t p = 0; p < offsets.positions; ++p)
-        if (table[lane][p] != Offsets::kOutside) panel[p * kLanes + lane] = source[lane][table[lane][p]];
+  }
+
+  // The same for patches, whose columns are channels and taps.
+  void pack_patches(int64_t block, const Places& places, const PatchTable& table, T* panel) const {
+    constexpr int64_t kStretch = 256;  // as much of the panel as stays in the first cache from lane to lane
+    const int64_t used = used_lanes(block), count = places.base.size();
+    std::fill_n(panel, count * kLanes, T(0));
+    for (int64_t begin = 0; begin < count; begin += kStretch)
+      for (int64_t lane = 0; lane < used; ++lane) {
+        const T* source = first_value(block, lane);
+        const int64_t* entries = table.entries.data() + column_of(block, lane) % taps * table.outputs;
+        for (int64_t p = begin; p < std::min(begin + kStretch, count); ++p) {
+          const int64_t entry = entries[places.output[p]];
+          if (entry != PatchTable::kOutside) panel[p * kLanes + lane] = source[places.base[p] + entry];
+        }
+      }
   }
 
  private:
-  static void pack_whole(const T* const* source, const Offsets& offsets, T* panel) {
-    const int64_t lane_stride = source[1] - source[0];
-    for (int64_t p = 0; p < offsets.positions; ++p, panel += kLanes) {
-      const T* values = source[0] + offsets.entries[p];
-      if (lane_stride == 1)
-        std::copy_n(values, kLanes, panel);
-      else
-        for (int64_t lane = 0; lane < kLanes; ++lane) panel[lane] = values[lane * lane_stride];
-    }
+  const T* first_value(int64_t block, int64_t lane) const {
+    return data + (group_of(block, lane) * channels + column_of(block, lane) / taps) * channel_stride;
   }
 };
 

@@ -1,5 +1,5 @@
 // Which positions of a feature map have to be multiplied with which. Torch-free; tested in
-// tests/csrc/test_gram_terms.cpp.
+// tests/csrc/test_core_gram.cpp.
 //
 // An entry G[(c, t), (c', t')] is the sum over output positions i of x[c, i*stride + t*dilation - padding]
 // times x[c', i*stride + t'*dilation - padding], positions outside the image counting as zero. Written over

@@ -76,7 +76,7 @@ class Packer {
     y_tile_ = p_.rows > 0 ? layer.y.blocks() * layer.y_positions() * plan.tile * kLanes : 0;
     const auto dtype = c10::CppTypeToScalarType<T>::value;
     panels_ = at::empty({plan.chunk * (x_tile_ + y_tile_)}, dtype);
-    if (p_.positions.defined()) positions_ = p_.positions.contiguous();
+    if (plan.patches) patches_ = patch_table(p_.geometry, strides(p_.x).axis);
     steps_[0] = {steps(layer.gram, layer.x_size, plan.tile), steps(layer.cross, layer.y_size, plan.tile)};
     const int64_t rest = total_ - (plan.tiles - 1) * plan.tile;
     steps_[1] = {steps(layer.gram, layer.x_size, rest), steps(layer.cross, layer.y_size, rest)};
@@ -86,17 +86,20 @@ class Packer {
   std::vector<Tile<T>> pack(int64_t first, int64_t count) {
     const int64_t x_blocks = layer_.x.blocks(), blocks = x_blocks + (p_.rows > 0 ? layer_.y.blocks() : 0);
     std::vector<Tile<T>> tiles(count);
-    std::vector<Offsets> x_offsets(count), y_offsets(count);
+    std::vector<Places> x_places(count), y_places(count);
     in_parallel(count, [&](int64_t k) {
       tiles[k] = place(first + k, panels_.mutable_data_ptr<T>() + k * (x_tile_ + y_tile_));
-      find_offsets((first + k) * layer_.plan.tile, tiles[k].count, x_offsets[k], y_offsets[k]);
+      find_places((first + k) * layer_.plan.tile, tiles[k].count, x_places[k], y_places[k]);
     });
     in_parallel(count * blocks, [&](int64_t job) {
       const int64_t k = job / blocks, block = job % blocks;
-      if (block < x_blocks)
-        layer_.x.pack(block, x_offsets[k], tiles[k].x + block * tiles[k].x_stride);
+      if (block >= x_blocks)
+        layer_.y.pack_image(block - x_blocks, y_places[k],
+                            tiles[k].y + (block - x_blocks) * tiles[k].y_stride);
+      else if (layer_.plan.patches)
+        layer_.x.pack_patches(block, x_places[k], patches_, tiles[k].x + block * tiles[k].x_stride);
       else
-        layer_.y.pack(block - x_blocks, y_offsets[k], tiles[k].y + (block - x_blocks) * tiles[k].y_stride);
+        layer_.x.pack_image(block, x_places[k], tiles[k].x + block * tiles[k].x_stride);
     });
     return tiles;
   }
@@ -130,23 +133,24 @@ class Packer {
     return {t.stride(0), {t.stride(2), t.stride(3), t.stride(4)}};
   }
 
-  void find_offsets(int64_t first, int64_t count, Offsets& x_offsets, Offsets& y_offsets) const {
+  void find_places(int64_t first, int64_t count, Places& x_places, Places& y_places) const {
+    const Strides y_strides = p_.rows > 0 ? strides(p_.y) : Strides{};
     if (!layer_.plan.patches) {
-      x_offsets = image_offsets(layer_.x_size, strides(p_.x), first, count);
-      if (p_.rows > 0) y_offsets = image_offsets(layer_.y_size, strides(p_.y), first, count);
+      x_places = image_places(layer_.x_size, strides(p_.x), first, count);
+      if (p_.rows > 0) y_places = image_places(layer_.y_size, y_strides, first, count);
       return;
     }
-    const auto& g = p_.geometry;
-    std::vector<Sample> samples;
+    const int64_t height = p_.geometry[1].out(), width = p_.geometry[2].out();
     for (int64_t k = first; k < first + count; ++k) {
-      const int64_t o = positions_.defined() ? positions_.const_data_ptr<int64_t>()[k] : k % p_.outputs();
-      samples.push_back({k / p_.patches_per_image(),
-                         {o / (g[1].out() * g[2].out()), o / g[2].out() % g[1].out(), o % g[2].out()}});
+      const int64_t image = k / p_.patches_per_image();
+      const int64_t output =
+          p_.positions.defined() ? p_.positions.const_data_ptr<int64_t>()[k] : k % p_.patches_per_image();
+      x_places.base.push_back(image * p_.x.stride(0));
+      x_places.output.push_back(output);
+      y_places.base.push_back(image * y_strides.image + output / (height * width) * y_strides.axis[0] +
+                              output / width % height * y_strides.axis[1] +
+                              output % width * y_strides.axis[2]);
     }
-    x_offsets = patch_offsets(g, strides(p_.x), samples);
-    Geometry outputs;
-    for (int k = 0; k < 3; ++k) outputs[k].size = g[k].out();
-    if (p_.rows > 0) y_offsets = patch_offsets(outputs, strides(p_.y), samples);
   }
 
   struct Steps {
@@ -156,7 +160,8 @@ class Packer {
   const Problem& p_;
   const Layer<T>& layer_;
   int64_t total_, x_tile_, y_tile_;
-  at::Tensor panels_, positions_;
+  at::Tensor panels_;
+  PatchTable patches_;
   std::array<Steps, 2> steps_;  // of full tiles, of the last one
 };
 

@@ -1,7 +1,7 @@
-"""Second-order statistics of a layer, straight from its feature maps: G = X Xᵀ, C = X Yᵀ and the plain sums.
+"""Second-order statistics of a layer, straight from its feature maps: G = X Xᵀ, C = X Yᵀ and plain sums.
 
-X holds the patches a layer sees, one column a patch of N = channels per group * kernel volume values in the order of
-`weight.reshape(out, -1)`; Y its responses, M values per group. Patches are never all unfolded at the same time.
+X holds the patches a layer sees, one column a patch of N = channels per group * kernel volume values in the
+order of `weight.reshape(out, -1)`; Y holds its responses, M values per group. Patches are never all unfolded.
 """
 
 from __future__ import annotations
@@ -32,13 +32,14 @@ def gram(
     """Add one batch to the accumulators, in place; returns the number of patches it had.
 
     Args:
-        x: the layer's input, float32 or float64, any strides: `[B, channels, *spatial]` with as many spatial axes
-            (1 to 3) as `kernel` has entries, or `[..., N]` for a linear layer, whose `kernel` is empty.
-        y: the layer's output, of x's dtype: `[B, groups*M, *out spatial]` or `[..., M]`; None leaves C, sum_y and
-            sum_yy alone.
-        kernel, stride, padding, dilation: one number a spatial axis. Padding is with zeros; pad other modes before.
+        x: the layer's input, float32 or float64, any strides: `[B, channels, *spatial]` with as many spatial
+            axes (1 to 3) as `kernel` has entries, or `[..., N]` for a linear layer, whose `kernel` is empty.
+        y: the layer's output, of x's dtype: `[B, groups*M, *out spatial]` or `[..., M]`; None leaves C, sum_y
+            and sum_yy alone.
+        kernel, stride, padding, dilation: one number a spatial axis. Padding is with zeros.
         groups: groups of channels; every group has its own statistics.
-        positions: int64 `[B, P]`, flat output positions: only those patches count. None: all. Not for linear layers.
+        positions: int64 `[B, P]`, flat output positions: only those patches count, repeats included; None
+            means all. Not for linear layers.
         G: float64 `[groups, N, N]`.
         C: float64 `[groups, N, M]`.
         sum_x: float64 `[groups, N]`.
@@ -59,11 +60,13 @@ def _lift(x, y, kernel, stride, padding, dilation, positions):
     """A linear layer or a 1-d convolution as a 2-d convolution."""
     if len(kernel) == 0:
         if positions is not None:
-            raise ValueError("gram: positions are for convolutions; select the rows of a linear layer's input")
+            raise ValueError("gram: positions are for convolutions; select rows of a linear layer's input")
         rows = [None if t is None else t.reshape(-1, t.shape[-1], 1, 1) for t in (x, y)]
         return *rows, [1, 1], [1, 1], [0, 0], [1, 1]
     if x.dim() != 3 or (y is not None and y.dim() != 3):
-        raise ValueError(f"gram: with a 1-d kernel x and y must be [B, channels, length], got x {tuple(x.shape)}")
+        raise ValueError(
+            f"gram: with a 1-d kernel x and y must be [B, channels, length], got {tuple(x.shape)}"
+        )
     x, y = x.unsqueeze(2), None if y is None else y.unsqueeze(2)
     return x, y, [1, *kernel], [1, *stride], [0, *padding], [1, *dilation]
 
