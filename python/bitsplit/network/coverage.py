@@ -52,6 +52,8 @@ def _functional_products(of_layers: set[int], facts: Facts) -> list[Uncovered]:
 def _described(product: Product, facts: Facts) -> tuple[str, str, str]:
     op = facts.record.ops[product.op]
     where = "the step" if op.call is None else facts.record.calls[op.call].name or "the model"
+    if product.weight is None and op.name == "convolution":
+        return where, "functional convolution", "its weight depends on the images"
     if product.weight is None:
         return where, "product of activations", "both factors depend on the images (as in attention)"
     name = ", ".join(sorted(facts.weights[product.weight]))

@@ -6,7 +6,7 @@ and
 * in whose own code branches meet (a residual addition, a concatenation, a gate), or
 * that is of the same class as such a block (the blocks of a network that change the resolution lack the
 addition), or
-* that holds at most ``MOST_LAYERS_WITHOUT_JOIN`` layers, no block among them.
+* that holds at most ``MOST_LAYERS_WITHOUT_JOIN`` layers and no block but gates.
 It is opened when at least half of its layers lie in smaller modules with residual additions of their own: a
 stage of residual blocks is not a block.  Every layer outside of blocks is a unit by itself.
 """
@@ -22,7 +22,7 @@ from bitsplit.network.record import Op
 from bitsplit.network.usage import Usage
 
 MOST_LAYERS = 11
-MOST_LAYERS_WITHOUT_JOIN = 4
+MOST_LAYERS_WITHOUT_JOIN = 5
 
 _CONTAINER_FORWARDS = (nn.Sequential.forward,)
 
@@ -103,9 +103,11 @@ class _Search:
         return not any(map(self._holds_block, call.children))
 
     def _holds_block(self, number: int) -> bool:
-        return self._is_block(number, many=True) or any(
-            map(self._holds_block, self._record.calls[number].children)
-        )
+        """Whether ``number`` is a block, other than a mere gate, or has one inside."""
+        is_gate = set(self._joins[1].get(number, [])) == {"mul"}
+        if not is_gate and self._is_block(number, many=True):
+            return True
+        return any(map(self._holds_block, self._record.calls[number].children))
 
     def _layers_in_residuals(self, number: int) -> set[str]:
         """The layers that lie in modules inside ``number`` with residual additions of their own."""
