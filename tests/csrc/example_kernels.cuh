@@ -25,7 +25,7 @@ __global__ void sum_kernel(const T* values, int n, T* total) {
   atomicAdd(total, sum);
 }
 
-// Reverses every block's stretch of `values` through dynamic shared memory, read one float too far if `overrun`.
+// Reverses every block's stretch of `values` in dynamic shared memory; reads a float too many if `overrun`.
 static __global__ void reverse_kernel(float* values, bool overrun) {
   BITSPLIT_DYNAMIC_SHARED(float, stretch);
   float* mine = values + blockIdx.x * blockDim.x;

@@ -10,6 +10,7 @@ int main(int argc, char** argv) {
   std::vector<float> values(256, 1.0f);
   float total = 0;
   if (fault == "race") cuda_on_cpu::launch(2, 128, 0, sum_kernel<float, false>, values.data(), 256, &total);
-  if (fault == "overrun") cuda_on_cpu::launch(2, 128, 128 * sizeof(float), reverse_kernel, values.data(), true);
+  if (fault == "overrun")
+    cuda_on_cpu::launch(2, 128, 128 * sizeof(float), reverse_kernel, values.data(), true);
   return 0;
 }
