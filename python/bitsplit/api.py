@@ -17,7 +17,7 @@ from bitsplit.calibration.forecast import free_memory
 from bitsplit.calibration.replay import device_of
 from bitsplit.data import Batches, as_batches
 from bitsplit.inplace import adopt
-from bitsplit.network import Network, fold_norms, observe
+from bitsplit.network import Network, bake_effective_weights, fold_norms, observe
 from bitsplit.plan import Plan, make_plan
 from bitsplit.recipe import Recipe
 
@@ -118,5 +118,6 @@ def _observed_copy(
     if device is not None:
         student.to(device)
     network = observe(student, to_device(batches.first(), device_of(student)), forward)
+    network = bake_effective_weights(network)
     fold_norms(network)
     return network, copy.deepcopy(student)
