@@ -1,7 +1,7 @@
 """Bit-Split and its neighbours from their definitions, one output channel at a time, in the simplest loops.
 
-Everything works on a response matrix: `x` [N, K] holds one unfolded patch a column, `y` [K] is what the float channel
-answers. Nothing here is fast; it is what the operators of the split family are compared with.
+Everything works on a response matrix: `x` [N, K] holds one unfolded patch a column, `y` [K] is what the float
+channel answers. Nothing here is fast; it is what the operators of the split family are compared with.
 """
 
 import numpy as np
@@ -91,7 +91,7 @@ def planes(
 def polish(
     q: np.ndarray, s: float, x: np.ndarray, y: np.ndarray, bits: int, rounds: int, ties: Ties | None = None
 ) -> tuple[np.ndarray, float, int]:
-    """Response space: per coordinate the best of all levels, the scale re-fitted every round and at the end."""
+    """Response space: per coordinate the best of all levels, the scale fitted every round and at the end."""
     q, limit, used = q.copy(), limit_of(bits), 0
     for _ in range(rounds):
         used += 1
@@ -110,13 +110,11 @@ def polish(
     return q, best_scale(q, x, y, s), used
 
 
-def feedback(
-    w: np.ndarray, s: float, gram: np.ndarray, bits: int, ties: Ties | None = None
-) -> np.ndarray:
+def feedback(w: np.ndarray, s: float, gram: np.ndarray, bits: int, ties: Ties | None = None) -> np.ndarray:
     """Round coordinate after coordinate; after each, the later weights move to their (unrounded) optimum.
 
-    With e = w - s q fixed up to coordinate n, the rest of e that minimises e G e is -G_rr^-1 G_rd e_d, so the rounded
-    quantity is the weight as the re-optimised rest has it. No factorisation: one linear system a coordinate.
+    With e = w - s q fixed up to coordinate n, the rest of e that minimises e G e is -G_rr^-1 G_rd e_d, so
+    what is rounded is the weight as the re-optimised rest has it. One linear system a coordinate.
     """
     limit, size = limit_of(bits), len(w)
     q = np.zeros(size, int)

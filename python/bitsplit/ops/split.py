@@ -1,12 +1,13 @@
 """The split solvers: integers and one scale per output channel, from weights or from second moments.
 
-A layer in matrix form is `weight` [g, M, N]; its inputs are only seen through G = X X^T (`gram` [g, N, N], symmetric)
-and C = X Y^T (`cross` [g, N, M]). Codes are int8 on the signed symmetric grid |q| <= 2^(bits-1) - 1, scales float64.
-The dtype of weight, target or cross (float32 or float64) is the one computed in; gram and factor may be wider.
+A layer in matrix form is `weight` [g, M, N]; its inputs are only seen through G = X X^T (`gram` [g, N, N],
+symmetric) and C = X Y^T (`cross` [g, N, M]). Codes are int8 on the signed symmetric grid, that is at most
+2^(bits-1) - 1 in size; scales are float64. The dtype of weight, target or cross (float32 or float64) is the one
+computed in; gram and factor may be wider.
 
-Several starts are solved in one call by stacking them along the rows: codes [g, S*M, N] and scales [g, S*M], where row r
-belongs to channel r mod M. Rows never influence one another, so stacking changes no result, and neither does the
-number of threads. `best_of` then keeps the best start of every channel.
+Several starts are solved in one call by stacking them along the rows: codes [g, S*M, N] and scales [g, S*M],
+where row r belongs to channel r mod M. Rows never influence one another, so stacking changes no result, and
+neither does the number of threads. `best_of` then keeps the best start of every channel.
 """
 
 from __future__ import annotations
@@ -20,8 +21,9 @@ from torch import Tensor
 class Descent(NamedTuple):
     """What a descent over the response returns.
 
-    codes [g, R, N] int8 and scale [g, R]; explained [g, R]: what the fit takes away from the energy of the response, so
-    objective = sum(y^2) - explained; rounds [g, R] int64: sweeps used, the last (idle) one included.
+    codes [g, R, N] int8 and scale [g, R].
+    explained [g, R]: what the fit takes away from the energy of the response: objective = sum(y^2) - explained.
+    rounds [g, R] int64: sweeps used, the idle last one included.
     """
 
     codes: Tensor
@@ -59,10 +61,11 @@ def ofwa(weight: Tensor, codes: Tensor, scale: Tensor, bits: int, rounds: int = 
 def planes(
     codes: Tensor, scale: Tensor, gram: Tensor, cross: Tensor, bits: int, rounds: int = 100
 ) -> Descent:
-    """Minimise the response error over bit planes: scale and, plane by plane, coordinate by coordinate, digits in turn.
+    """Minimise the response error over bit planes: the scale and, plane by plane, every digit in turn.
 
     Args:
-        codes: [g, R, N] int8, the start; R a multiple of M. scale: [g, R] float64, used until one can be fitted.
+        codes: [g, R, N] int8, the start; R a multiple of M.
+        scale: [g, R] float64, used until one can be fitted.
         gram: [g, N, N]. cross: [g, N, M].
         rounds: at most so many sweeps; a row stops earlier at its fixed point.
     """
@@ -72,7 +75,7 @@ def planes(
 def polish(
     codes: Tensor, scale: Tensor, gram: Tensor, cross: Tensor, bits: int, rounds: int = 100
 ) -> Descent:
-    """Minimise the response error over all levels: scale and, coordinate by coordinate, codes in turn.
+    """Minimise the response error over all levels: the scale and every code in turn.
 
     Arguments as for `planes`, whose fixed points it can only improve.
     """
@@ -106,7 +109,7 @@ def objective(codes: Tensor, scale: Tensor, gram: Tensor, cross: Tensor, energy:
 
 
 def damped(gram: Tensor, damping: float) -> Tensor:
-    """G [g, N, N] plus `damping` times its mean diagonal (plus 1 where that is zero) on the diagonal, per group."""
+    """G [g, N, N] with `damping` times its mean diagonal (1 where that is zero) added to the diagonal."""
     level = gram.diagonal(dim1=1, dim2=2).mean(1)
     level = torch.where(level > 0, level * damping, torch.ones_like(level))
     result = gram.clone()
@@ -124,7 +127,7 @@ def feedback_factor(gram: Tensor, damping: float = 0.01) -> Tensor:
 
 
 def response_target(weight: Tensor, gram: Tensor, cross: Tensor, factor: Tensor) -> Tensor:
-    """The real-valued weights that answer best: W + (C^T - W G) (damped G)^-1, [g, M, N] in the dtype of factor.
+    """The real-valued weights that answer best, W + (C^T - W G) (damped G)^-1: [g, M, N], dtype of factor.
 
     Args:
         weight: [g, M, N]. gram: [g, N, N]. cross: [g, N, M]. factor: [g, N, N], from `feedback_factor`.
@@ -136,7 +139,7 @@ def response_target(weight: Tensor, gram: Tensor, cross: Tensor, factor: Tensor)
 
 
 def best_of(descent: Descent, channels: int) -> Descent:
-    """Of the starts stacked in `descent` (rows R = S * channels) the best one of every channel; ties: the first."""
+    """The best of the starts stacked in `descent` (R = S * channels) per channel; the first of equals."""
     groups, rows, columns = descent.codes.shape
     starts = rows // channels
     winner = descent.explained.view(groups, starts, channels).argmax(1)
@@ -165,7 +168,9 @@ def solve_starts(
 
 @torch.library.register_fake("bitsplit::fwa")
 def _(weight: Tensor, bits: int) -> tuple[Tensor, Tensor]:
-    return weight.new_empty(weight.shape, dtype=torch.int8), weight.new_empty(weight.shape[:2], dtype=torch.float64)
+    return weight.new_empty(weight.shape, dtype=torch.int8), weight.new_empty(
+        weight.shape[:2], dtype=torch.float64
+    )
 
 
 @torch.library.register_fake("bitsplit::ofwa")
@@ -176,7 +181,9 @@ def _(weight: Tensor, codes: Tensor, scale: Tensor, bits: int, rounds: int) -> t
 def _fake_descent(
     codes: Tensor, scale: Tensor, gram: Tensor, cross: Tensor, bits: int, rounds: int
 ) -> tuple[Tensor, ...]:
-    fields = (scale.new_empty(scale.shape, dtype=dtype) for dtype in (torch.float64, torch.float64, torch.int64))
+    fields = (
+        scale.new_empty(scale.shape, dtype=dtype) for dtype in (torch.float64, torch.float64, torch.int64)
+    )
     return codes.new_empty(codes.shape), *fields
 
 
