@@ -15,7 +15,15 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from bitsplit.data.archive import JpegArchive, write_archive
-from bitsplit.demo.assets import CALIBRATION, PREPROCESSING, TEST, WEIGHTS, network, save_weights, test_images
+from bitsplit.demo.assets import (
+    CALIBRATION,
+    PREPROCESSING,
+    TEST,
+    WEIGHTS,
+    load_test_images,
+    network,
+    save_weights,
+)
 
 CALIBRATION_IMAGES = 500
 TEST_IMAGES = 2_000
@@ -45,7 +53,7 @@ def main() -> None:
     size = sum(path.stat().st_size for path in (WEIGHTS, CALIBRATION, TEST))
     if size > MOST_BYTES:
         raise SystemExit(f"the embedded files have {size:,} bytes, at most {MOST_BYTES:,} are wanted")
-    for what, archive in (("embedded", test_images()), ("all", test)):
+    for what, archive in (("embedded", load_test_images()), ("all", test)):
         print(f"top-1 on {what} test images ({len(archive):,}): {accuracy(model, *archive.tensors()):.2%}")
 
 

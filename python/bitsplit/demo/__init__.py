@@ -1,5 +1,5 @@
 """A small trained network with images, to see every method at work in a minute."""
 
-from bitsplit.demo.run import Result, Widths, run
+from bitsplit.demo.comparison import Result, Widths, run
 
 __all__ = ["Result", "Widths", "run"]

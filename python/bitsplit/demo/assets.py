@@ -34,11 +34,11 @@ def save_weights(model: nn.Module) -> None:
     save_file({name: value.contiguous() for name, value in model.state_dict().items()}, WEIGHTS)
 
 
-def calibration_images() -> JpegArchive:
+def load_calibration_images() -> JpegArchive:
     """500 training images, drawn by seed."""
     return JpegArchive(CALIBRATION, PREPROCESSING)
 
 
-def test_images() -> JpegArchive:
+def load_test_images() -> JpegArchive:
     """2,000 test images, drawn by seed; training never saw them."""
     return JpegArchive(TEST, PREPROCESSING)

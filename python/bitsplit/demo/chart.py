@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from bitsplit.errors import BitsplitError
 
 if TYPE_CHECKING:
-    from bitsplit.demo.run import Result
+    from bitsplit.demo.comparison import Result
 
 # Okabe and Ito's palette, distinguishable by colour-blind readers, and a marker each.
 _STYLES = {

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from bitsplit.demo.run import Result
+    from bitsplit.demo.comparison import Result
 
 
 def print_table(results: Sequence[Result], console: Console) -> None:

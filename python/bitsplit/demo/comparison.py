@@ -13,7 +13,7 @@ from rich.progress import track
 from torch import Tensor
 
 from bitsplit.api import quantize
-from bitsplit.demo.assets import calibration_images, test_images, trained_network
+from bitsplit.demo.assets import load_calibration_images, load_test_images, trained_network
 from bitsplit.demo.chart import draw_chart, require_matplotlib
 from bitsplit.demo.table import print_table
 from bitsplit.evaluation import evaluate, predict
@@ -80,8 +80,8 @@ def run(
         require_matplotlib()
     console = console or Console()
     model = trained_network()
-    images, _ = calibration_images().tensors()
-    test = test_images().tensors()
+    images, _ = load_calibration_images().tensors()
+    test = load_test_images().tensors()
     results = [_float_result(model, test)]
     classes = predict(model, test)
     cases = [(bits, name) for bits in widths for name in METHODS if not _is_repetition(name, bits)]
