@@ -7,6 +7,8 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from bitsplit.errors import RecipeError
+from bitsplit.methods import registry
+from bitsplit.methods.base import Method
 from bitsplit.network import observe
 from bitsplit.plan import Plan, make_plan
 from bitsplit.recipe import Recipe
@@ -193,6 +195,25 @@ def test_the_first_output_of_a_residual_network() -> None:
     plan = plan_of(torchvision.models.resnet18(), 64, weights=4, activations=4, policy="brecq")
     assert [layer.name for layer in plan.layers if layer.activations == 8] == ["layer1.0.conv1", "fc"]
     assert len(plan.layers) == 21 and plan.layer("fc").why_weights == "last layer"
+
+
+class Blockwise(Method):
+    """A method with a rule of its own."""
+
+    name = "blockwise"
+    policy = "brecq"
+
+
+def test_paper_means_the_last_own_rule_of_the_chain() -> None:
+    step, blockwise = registry.get("equalize")(), Blockwise()
+    for chain, rule in (
+        ([step, "bitsplit"], "bitsplit"),
+        (["bitsplit", blockwise], "brecq"),
+        ([blockwise, "bias_correction"], "brecq"),
+    ):
+        plan = plan_of(method=chain, weights=3, activations=4)
+        assert plan.rule == rule
+        assert plan.layer("block.conv1").activations == (8 if rule == "brecq" else 4)
 
 
 def test_a_network_of_one_layer() -> None:

@@ -16,7 +16,8 @@ CHART = Path("bitsplit-demo.png")
 
 def demo(
     chart: Annotated[
-        Path | None, typer.Option("--chart", metavar="FILE", help=f"Where the chart goes, a PNG. [{CHART}]")
+        Path | None,
+        typer.Option("--chart", metavar="FILE", help="Where the chart goes, a PNG.", show_default=str(CHART)),
     ] = None,
     no_chart: Annotated[bool, typer.Option("--no-chart", help="Draw none.")] = False,
 ) -> None:

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, get_args
 
 import torch
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from bitsplit._build_info import build_info
 from bitsplit.artifact import Manifest, read_manifest
+from bitsplit.cli import options
 from bitsplit.methods import registry
-from bitsplit.policies import POLICIES
+from bitsplit.policies import PolicyName
 from bitsplit.report import versions
 
 
@@ -21,7 +21,7 @@ def info(
     file: Annotated[Path | None, typer.Argument(help="A network that quantize saved.")] = None,
 ) -> None:
     """Tell about this installation, or about a saved network: neither needs a model."""
-    console = Console()
+    console = options.console()
     if file is None:
         console.print(_facts(_installation()))
         return
@@ -39,7 +39,7 @@ def _installation() -> dict[str, str]:
         "cards": ", ".join(cards) or "none",
         "methods": ", ".join(registry.names()),
         "activation methods": ", ".join(registry.activation_names()),
-        "policies": ", ".join(["paper", *POLICIES]),
+        "policies": ", ".join(get_args(PolicyName)),
     }
 
 

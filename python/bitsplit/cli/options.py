@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import torch
 import typer
 import yaml
+from rich.console import Console
 
 from bitsplit.data import ImageFolder, JpegArchive, Preprocessing
 from bitsplit.errors import BitsplitError, RecipeError
@@ -31,16 +32,27 @@ WeightsOption = Annotated[
 ]
 BitsOption = Annotated[
     str | None,
-    typer.Option("--bits", metavar="W4A8", help="Bits of weights and activations: W4, A8, W4A8. [W4]"),
+    typer.Option(
+        "--bits", metavar="W4A8", help="Of weights and activations: W4, A8, W4A8.", show_default="W4"
+    ),
 ]
 MethodOption = Annotated[
     list[str] | None,
     typer.Option(
-        "--method", help='A name, or "{name: bitsplit, paper: true}"; several make a chain. [bitsplit]'
+        "--method",
+        metavar="NAME",
+        help='A name, or "{name: bitsplit, paper: true}"; several make a chain.',
+        show_default="bitsplit",
     ),
 ]
 PolicyOption = Annotated[
-    str | None, typer.Option("--policy", help="First and last layers: paper, brecq, qdrop or all. [paper]")
+    str | None,
+    typer.Option(
+        "--policy",
+        metavar="NAME",
+        help="First and last layers: paper, brecq, qdrop or all.",
+        show_default="paper",
+    ),
 ]
 LayerOption = Annotated[
     list[str] | None,
@@ -48,7 +60,9 @@ LayerOption = Annotated[
         "--layer", metavar="PATTERN=BITS", help="Override by wildcard: 'layer1.*=W8', 'fc=float'. Repeatable."
     ),
 ]
-SeedOption = Annotated[int | None, typer.Option("--seed", help="Of everything drawn at random. [0]")]
+SeedOption = Annotated[
+    int | None, typer.Option("--seed", help="Of everything drawn at random.", show_default="0")
+]
 RecipeOption = Annotated[
     Path | None,
     typer.Option(
@@ -60,13 +74,27 @@ PreprocessingOption = Annotated[
     typer.Option(
         "--preprocessing",
         metavar="FIELDS",
-        help='Fields that differ from the model\'s own, such as "{crop: 192, mean: [0.5, 0.5, 0.5]}".',
+        help='Fields that differ from the model\'s own, such as "{resize: 219, crop: 192, squash: true}".',
     ),
 ]
 DeviceOption = Annotated[
-    str | None, typer.Option("--device", help="cpu, cuda, cuda:1. [cuda where there is a card, else cpu]")
+    str | None,
+    typer.Option(
+        "--device",
+        metavar="NAME",
+        help="cpu, cuda, cuda:1.",
+        show_default="cuda where there is a card, else cpu",
+    ),
 ]
 BatchSizeOption = Annotated[int, typer.Option("--batch-size", min=1, help="Images in a batch.")]
+
+WIDE = 140
+
+
+def console() -> Console:
+    """Where results go; wide enough for tables where nobody's terminal sets the width."""
+    found = Console()
+    return found if found.is_terminal else Console(width=max(WIDE, found.width))
 
 
 def recipe_of(

@@ -6,7 +6,6 @@ from typing import Annotated
 
 import torch
 import typer
-from rich.console import Console
 
 import bitsplit
 from bitsplit.cli import options
@@ -24,7 +23,10 @@ def plan(
     seed: options.SeedOption = None,
     recipe: options.RecipeOption = None,
     input_size: Annotated[
-        str | None, typer.Option("--input", metavar="3x224x224", help="Size of one input. [the model's own]")
+        str | None,
+        typer.Option(
+            "--input", metavar="3x224x224", help="Size of one input.", show_default="the model's own"
+        ),
     ] = None,
     as_yaml: Annotated[
         bool, typer.Option("--yaml", help="Print the plan as YAML instead of a table.")
@@ -44,7 +46,7 @@ def plan(
     if as_yaml:
         print(found.to_yaml(), end="")
     else:
-        Console().print(found.table())
+        options.console().print(found.table())
 
 
 def _parse_size(text: str) -> list[int]:

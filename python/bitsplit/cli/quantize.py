@@ -33,7 +33,9 @@ def quantize(
     recipe: options.RecipeOption = None,
     images: Annotated[
         int | None,
-        typer.Option("--images", min=1, help=f"How many photos to draw. [{IMAGES}, or all if fewer]"),
+        typer.Option(
+            "--images", min=1, help="How many photos to draw.", show_default=f"{IMAGES}, or all if fewer"
+        ),
     ] = None,
     preprocessing: options.PreprocessingOption = None,
     batch_size: options.BatchSizeOption = 64,
@@ -61,7 +63,7 @@ def quantize(
     )
     _record_images(quantized, drawn)
     bitsplit.save(quantized, save)
-    Console().print(bitsplit.summary(quantized).table())
+    options.console().print(bitsplit.summary(quantized).table())
     notes.print(f"saved to {save} ({save.stat().st_size / 2**20:.2f} MiB)")
 
 
