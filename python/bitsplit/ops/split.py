@@ -2,8 +2,8 @@
 
 A layer in matrix form is `weight` [g, M, N]; its inputs are only seen through G = X X^T (`gram` [g, N, N],
 symmetric) and C = X Y^T (`cross` [g, N, M]). Codes are int8 on the signed symmetric grid, that is at most
-2^(bits-1) - 1 in size; scales are float64. The dtype of weight, target or cross (float32 or float64) is the one
-computed in; gram and factor may be wider.
+2^(bits-1) - 1 in size; scales are float64. The dtype of weight, target or cross (float32 or float64) is the
+one computed in; gram and factor may be wider.
 
 Several starts are solved in one call by stacking them along the rows: codes [g, S*M, N] and scales [g, S*M],
 where row r belongs to channel r mod M. Rows never influence one another, so stacking changes no result, and
@@ -22,7 +22,7 @@ class Descent(NamedTuple):
     """What a descent over the response returns.
 
     codes [g, R, N] int8 and scale [g, R].
-    explained [g, R]: what the fit takes away from the energy of the response: objective = sum(y^2) - explained.
+    explained [g, R]: what the fit takes off the energy of the response, objective = sum(y^2) - explained.
     rounds [g, R] int64: sweeps used, the idle last one included.
     """
 
