@@ -27,7 +27,7 @@ struct Plan {
 };
 
 constexpr int64_t kTilePositions = 1024;
-constexpr int64_t kChunkValues = int64_t{4} << 20;
+constexpr int64_t kChunkValues = int64_t{8} << 20;
 
 inline int64_t round_up(int64_t value, int64_t unit) { return (value + unit - 1) / unit * unit; }
 
