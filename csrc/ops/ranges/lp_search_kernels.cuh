@@ -72,7 +72,7 @@ __global__ void best_candidate_kernel(const double* errors, int64_t segments, Se
     if (best.candidate == 0 || mine.is_better_than(best)) best = mine;
   }
   found[threadIdx.x] = best;
-  for (int half = kBestThreads / 2; half > 0; half /= 2) {
+  for (unsigned half = kBestThreads / 2; half > 0; half /= 2) {
     __syncthreads();
     if (threadIdx.x >= half) continue;
     const CandidateError other = found[threadIdx.x + half];

@@ -16,7 +16,7 @@ __device__ Range<T> block_range(Range<T> mine) {
   __shared__ T min[kRangeThreads], max[kRangeThreads];
   min[threadIdx.x] = mine.min;
   max[threadIdx.x] = mine.max;
-  for (int half = kRangeThreads / 2; half > 0; half /= 2) {
+  for (unsigned half = kRangeThreads / 2; half > 0; half /= 2) {
     __syncthreads();
     if (threadIdx.x < half) {
       mine.add(min[threadIdx.x + half], max[threadIdx.x + half]);

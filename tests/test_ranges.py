@@ -1,0 +1,493 @@
+"""The operators that choose ranges: against hand-made cases, plain references and brute force."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from bitsplit.ops import ranges, reference
+from bitsplit.ops.quantize import fake_quantize
+
+OPS = torch.ops.bitsplit
+DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
+GRIDS = [(-1, 1), (-7, 7), (-127, 127), (-8, 7), (0, 3), (0, 255)]
+NAN, INF = math.nan, math.inf
+FLOATS = st.floats(-(2.0**100), 2.0**100, width=32)
+
+
+def layouts(x: Tensor) -> list[Tensor]:
+    """The values of x (4 dimensions) in several memory formats."""
+    return [x, x.contiguous(memory_format=torch.channels_last), x.transpose(0, 3), x[:, :, ::2]]
+
+
+def with_threads(threads: int, function, *args):
+    torch.set_num_threads(threads)
+    return function(*args)
+
+
+class TestChannelRange:
+    @pytest.mark.parametrize("dtype", DTYPES)
+    @pytest.mark.parametrize("shape", [(2, 3, 4, 5), (1, 70, 1, 3), (3, 1, 90, 80), (6, 130, 2, 9)])
+    def test_equals_the_reference(self, device, shape, dtype):
+        for x in layouts(torch.randn(shape).to(device, dtype)):
+            for axis in range(-1, 4):
+                low, high = ranges.channel_range(x, axis)
+                expected = reference.channel_range(x, axis)
+                assert torch.equal(low, expected[0])
+                assert torch.equal(high, expected[1])
+                assert low.dtype == dtype
+
+    def test_large_tensor_in_many_chunks(self, device):
+        x = torch.randn(7, 5, 20_011).to(device)
+        x[3, 2, 19_999], x[6, 4, 0] = 100.0, -100.0
+        low, high = ranges.channel_range(x, 1)
+        assert high.argmax() == 2
+        assert high[2] == 100
+        assert low.argmin() == 4
+        assert ranges.channel_range(x)[0].tolist() == [-100]
+
+    @pytest.mark.parametrize("place", [0, 1, 17, 59])
+    @pytest.mark.parametrize("channels_last", [False, True])
+    def test_nan_marks_its_channel(self, device, place, channels_last):
+        x = torch.randn(1, 3, 4, 5).to(device)
+        x.view(-1)[place] = NAN
+        if channels_last:
+            x = x.contiguous(memory_format=torch.channels_last)
+        for bound in ranges.channel_range(x, 1):
+            assert bound.isnan().tolist() == [channel == place // 20 for channel in range(3)]
+        assert all(bound.isnan().all() for bound in ranges.channel_range(x))
+
+    def test_infinities_show(self, device):
+        x = torch.tensor([[1.0, INF], [-INF, 2.0]], device=device)
+        assert ranges.channel_range(x, 0)[0].tolist() == [1, -INF]
+        assert ranges.channel_range(x, 0)[1].tolist() == [INF, 2]
+
+    def test_one_value(self, device):
+        assert [bound.tolist() for bound in ranges.channel_range(torch.tensor(3.0, device=device))] == [
+            [3],
+            [3],
+        ]
+
+    def test_threads_change_nothing(self):
+        x = torch.randn(9, 6, 101, 37)
+        for axis in (-1, 1):
+            one, two = (with_threads(n, ranges.channel_range, x, axis) for n in (1, 2))
+            assert all(torch.equal(a, b) for a, b in zip(one, two, strict=True))
+
+    def test_mistakes(self):
+        with pytest.raises(RuntimeError, match="at least one element, got shape"):
+            ranges.channel_range(torch.empty(0, 3))
+        with pytest.raises(RuntimeError, match="axis must be"):
+            ranges.channel_range(torch.ones(3), 1)
+        with pytest.raises(RuntimeError, match="x must be float32"):
+            ranges.channel_range(torch.ones(3).int())
+
+
+class TestGridOfRange:
+    # low, high, (qmin, qmax), scale, zero_point
+    TABLE = [
+        (-3.0, 1.0, (-7, 7), 3 / 7, 0),
+        (0.0, 7.0, (-7, 7), 1.0, 0),
+        (0.0, 15.0, (0, 15), 1.0, 0),
+        (-5.0, 10.0, (0, 15), 1.0, 5),
+        (5.0, 10.0, (0, 15), 10 / 15, 0),  # widened to zero
+        (-10.0, -5.0, (0, 15), 10 / 15, 15),
+        (-8.0, 7.0, (-8, 7), 1.0, 0),
+        (-1.0, 14.0, (-8, 7), 1.0, -7),
+        (0.0, 0.0, (-7, 7), 1.0, 0),
+        (0.0, 0.0, (-8, 7), 1.0, -8),
+        (0.0, 1e-45, (-7, 7), torch.finfo(torch.float32).tiny, 0),
+    ]
+
+    @pytest.mark.parametrize(("low", "high", "levels", "scale", "zero_point"), TABLE)
+    def test_table(self, low, high, levels, scale, zero_point):
+        found = ranges.grid_of_range(torch.tensor([low]), torch.tensor([high]), *levels)
+        assert found[0].tolist() == torch.tensor([scale]).tolist()
+        assert found[1].tolist() == [zero_point]
+        assert reference.grid_of_range(low, high, *levels) == (found[0].item(), zero_point)
+
+    @given(FLOATS, FLOATS, st.sampled_from(GRIDS))
+    @settings(max_examples=200, deadline=None)
+    def test_one_candidate_of_lp_search_is_the_range(self, low, high, levels):
+        bounds = torch.tensor([min(low, high)]), torch.tensor([max(low, high)])
+        scale, zero_point = ranges.grid_of_range(*bounds, *levels)
+        found = ranges.lp_search(torch.zeros(1), -1, *levels, *bounds, candidates=1)
+        assert torch.equal(found.scale, scale)
+        assert torch.equal(found.zero_point, zero_point)
+        assert reference.grid_of_range(bounds[0].item(), bounds[1].item(), *levels) == (
+            scale.item(),
+            zero_point.item(),
+        )
+
+
+class TestHistogram:
+    def test_table(self, device):
+        x = torch.tensor([-9.0, 0.0, 0.9, 1.0, 1.5, 3.9, 4.0, 9.0, INF, -INF, NAN], device=device)
+        assert ranges.histogram(x, 0.0, 4.0, 4).tolist() == [4, 2, 0, 4]
+
+    @pytest.mark.parametrize("dtype", DTYPES)
+    @pytest.mark.parametrize("bins", [1, 2, 100, 2048, 8192])
+    def test_equals_the_reference(self, device, bins, dtype):
+        for x in layouts(torch.randn(3, 7, 20, 31).to(device, dtype)):
+            counts = ranges.histogram(x, -2.5, 3.25, bins)
+            assert torch.equal(counts, reference.histogram(x, -2.5, 3.25, bins))
+            assert counts.sum() == x.numel()
+
+    def test_many_values_and_threads(self):
+        x = torch.randn(300_000).clamp(min=0)
+        one, two = (with_threads(n, ranges.histogram, x, 0.0, 4.0, 64) for n in (1, 2))
+        assert torch.equal(one, two)
+        assert torch.equal(one, reference.histogram(x, 0.0, 4.0, 64))
+
+    def test_empty(self, device):
+        assert ranges.histogram(torch.empty(0, device=device), 0.0, 1.0, 3).tolist() == [0, 0, 0]
+
+    @pytest.mark.parametrize(
+        ("low", "high"), [(1.0, 1.0), (2.0, 1.0), (NAN, 1.0), (0.0, INF), (1.0, 1 + 1e-12)]
+    )
+    def test_bad_bounds(self, low, high):
+        with pytest.raises(RuntimeError, match="low < high must be finite and told apart"):
+            ranges.histogram(torch.ones(3), low, high, 10)
+
+    def test_bad_bins(self):
+        with pytest.raises(RuntimeError, match=r"bins must lie in \[1, 8192\], got 0"):
+            ranges.histogram(torch.ones(3), 0.0, 1.0, 0)
+
+
+class TestKlThreshold:
+    def test_lossless_histograms_are_kept_whole(self):
+        assert ranges.kl_threshold(torch.full((16,), 5), 16) == 16
+        assert ranges.kl_threshold(torch.full((64,), 5), 4) == 64  # flat groups lose nothing either
+
+    def test_hand_made_divergence(self):
+        # Keep 2 of 4 cells in 1 group: P = (1, 3 + 4) / 8, Q = (2, 2) / 4.
+        p = torch.tensor([1 / 8, 7 / 8], dtype=torch.float64)
+        expected = (p * (p / 0.5).log()).sum().item()
+        assert reference.kl_divergence(torch.tensor([1, 3, 4, 0]), 2, 1) == pytest.approx(expected, rel=1e-12)
+
+    def test_a_rare_outlier_is_cut_off(self):
+        counts = torch.zeros(2048, dtype=torch.int64)
+        counts[:512] = (torch.linspace(4, 0.5, 512).exp() * 100).long()
+        counts[-1] = 1
+        assert 256 <= ranges.kl_threshold(counts, 128) <= 640
+
+    def test_clipped_mass_without_a_group_of_its_own_is_never_chosen(self):
+        counts = torch.tensor([8, 0, 0, 0, 8])
+        assert math.isinf(reference.kl_divergence(counts, 4, 4))
+        assert ranges.kl_threshold(counts, 4) == 5
+
+    @given(
+        st.lists(st.integers(0, 1000) | st.just(0), min_size=1, max_size=40).filter(any),
+        st.integers(1, 40),
+    )
+    @settings(max_examples=150, deadline=None)
+    def test_equals_the_reference(self, counts, levels):
+        counts, levels = torch.tensor(counts), min(levels, len(counts))
+        ours, slow = ranges.kl_threshold(counts, levels), reference.kl_threshold(counts, levels)
+        divergences = [reference.kl_divergence(counts, kept, levels) for kept in (ours, slow)]
+        assert divergences[0] == pytest.approx(divergences[1], rel=1e-9, abs=1e-12)  # the same, up to ties
+
+    def test_real_histogram(self, device):
+        counts = ranges.histogram(torch.randn(100_000).abs().to(device), 0.0, 5.0, 100)
+        assert ranges.kl_threshold(counts, 16) == reference.kl_threshold(counts.cpu(), 16)
+
+    def test_mistakes(self):
+        with pytest.raises(RuntimeError, match="counts must not all be zero"):
+            ranges.kl_threshold(torch.zeros(8, dtype=torch.int64), 4)
+        with pytest.raises(RuntimeError, match="counts must not be negative"):
+            ranges.kl_threshold(torch.tensor([3, -1]), 1)
+        with pytest.raises(RuntimeError, match=r"levels must lie in \[1, bins = 8\], got 9"):
+            ranges.kl_threshold(torch.ones(8, dtype=torch.int64), 9)
+        with pytest.raises(RuntimeError, match="counts must be int64"):
+            ranges.kl_threshold(torch.ones(8), 4)
+
+
+def assert_best(x: Tensor, axis: int, levels: tuple[int, int], candidates: int, p: float) -> None:
+    """lp_search finds the least error of the reference, and its error is what its grid gives."""
+    low, high = ranges.channel_range(x, axis)
+    args = x, axis, *levels, low, high, candidates, p
+    found, expected = ranges.lp_search(*args), reference.lp_search(*args)
+    torch.testing.assert_close(found.error, expected[2], rtol=2e-5, atol=0)
+    y = fake_quantize(x.float(), found.scale, found.zero_point, axis, *levels)
+    rows = (x.float() - y).movedim(axis, 0).flatten(1) if axis >= 0 else (x.float() - y).reshape(1, -1)
+    torch.testing.assert_close(found.error, rows.double().abs().pow(p).sum(1), rtol=2e-5, atol=0)
+
+
+class TestLpSearch:
+    @pytest.mark.parametrize("levels", GRIDS)
+    @pytest.mark.parametrize("p", [2.0, 2.4, 1.0, 0.5, 3.0])
+    def test_equals_the_reference(self, device, levels, p):
+        for x in layouts(torch.randn(3, 2, 6, 5).to(device)):
+            assert_best(x, -1, levels, 6, p)
+            assert_best(x, 1, levels, 6, p)
+
+    @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+    def test_half_types(self, device, dtype):
+        assert_best(torch.randn(5, 40).to(device, dtype), 0, (-7, 7), 20, 2.4)
+
+    def test_long_rows_and_many_candidates(self, device):
+        x = torch.cat([torch.randn(1, 4500), 10 * torch.rand(1, 4500)]).to(device)
+        assert_best(x, 0, (-3, 3), 70, 2.0)
+        assert_best(x, -1, (0, 15), 40, 2.4)
+
+    def test_float64(self, device):
+        x = torch.randn(3, 50, dtype=torch.float64).to(device)
+        found = ranges.lp_search(x, 0, -7, 7, *ranges.channel_range(x, 0), candidates=30, p=2.4)
+        assert found.scale.dtype == torch.float64
+        y = fake_quantize(x, found.scale, found.zero_point, 0, -7, 7)
+        torch.testing.assert_close(found.error, (x - y).abs().pow(2.4).sum(1), rtol=1e-12, atol=0)
+
+    def test_hand_made(self, device):
+        # Ten values of 1 and an outlier of 4 with the levels -1, 0, 1: keep the outlier's range (error 10) or
+        # cut it to 1 (error 3^2 = 9).
+        x = torch.tensor([1.0] * 10 + [4.0], device=device)
+        found = ranges.lp_search(x, -1, -1, 1, *ranges.channel_range(x), candidates=4)
+        assert found.scale.tolist() == [1]
+        assert found.error.tolist() == [9]
+
+    def test_ties_go_to_the_widest_range(self, device):
+        x = torch.tensor([[0.0, 0.0], [1.0, -1.0]], device=device)
+        low, high = torch.tensor([-3.0, -1.0], device=device), torch.tensor([3.0, 1.0], device=device)
+        found = ranges.lp_search(x, 0, -3, 3, low, high, candidates=3)
+        assert found.scale.tolist() == [1.0, torch.tensor(1 / 3).item()]
+        assert found.error.tolist()[0] == 0
+
+    @pytest.mark.parametrize("value", [0.0, 3.0, -3.0, 1e-40, 1e38, -1e38])
+    @pytest.mark.parametrize("levels", GRIDS)
+    def test_constant_tensors(self, device, value, levels):
+        x = torch.full((2, 5), value, device=device)
+        found = ranges.lp_search(x, 0, *levels, *ranges.channel_range(x, 0), p=2.4)
+        assert found.scale.isfinite().all()
+        assert (found.scale > 0).all()
+        y = fake_quantize(x, found.scale, found.zero_point, 0, *levels)
+        if abs(value) != 1e-40:  # below the smallest scale
+            torch.testing.assert_close(y, x, rtol=1e-6, atol=0)
+
+    def test_size_does_not_matter(self, device):
+        """Ranges far from 1 are searched as well as others: no |d|^p overflows or vanishes."""
+        x = torch.randn(1, 500).to(device)
+        usual = ranges.lp_search(x, 0, -7, 7, *ranges.channel_range(x, 0), p=4.0)
+        for exponent in (-100, -60, 60, 110):
+            scaled = x * 2.0**exponent
+            found = ranges.lp_search(scaled, 0, -7, 7, *ranges.channel_range(scaled, 0), p=4.0)
+            assert torch.equal(found.scale, usual.scale * 2.0**exponent)
+            assert torch.equal(found.error, usual.error * 2.0 ** (4 * exponent))
+
+    @pytest.mark.parametrize("bad", [NAN, INF])
+    def test_broken_values_show_in_the_error(self, device, bad):
+        x = torch.randn(3, 20).to(device)
+        x[1, 7] = bad
+        bound = torch.full((3,), 2.0, device=device)
+        found = ranges.lp_search(x, 0, -7, 7, -bound, bound)
+        assert found.error.isfinite().tolist() == [True, False, True]
+        assert found.scale[1] == torch.tensor(2 / 7)  # the whole range
+
+    def test_more_candidates_are_never_worse(self, device):
+        x = torch.randn(4, 300).to(device)
+        bounds = ranges.channel_range(x, 0)
+        few, many = (ranges.lp_search(x, 0, -3, 3, *bounds, candidates=n).error for n in (10, 100))
+        assert (many <= few).all()
+
+    def test_threads_change_nothing(self):
+        x = torch.randn(5, 20_000)
+        bounds = ranges.channel_range(x, 0)
+        for p in (2.0, 2.4):
+            one, two = (with_threads(n, ranges.lp_search, x, 0, -7, 7, *bounds, 20, p) for n in (1, 2))
+            assert all(torch.equal(a, b) for a, b in zip(one, two, strict=True))
+
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            ({"p": 0.0}, "p must be positive and finite"),
+            ({"p": NAN}, "p must be positive and finite"),
+            ({"candidates": 0}, r"candidates must lie in \[1, 65536\], got 0"),
+            ({"qmin": 1}, "qmin <= 0 < qmax"),
+            ({"qmax": 200}, "qmin <= 0 < qmax"),
+            ({"low": torch.zeros(2)}, "low must have 1 element or one per channel .3., got 2"),
+            ({"high": torch.tensor([1.0, INF, 1.0])}, "high must be finite, got inf for channel 1"),
+            ({"high": torch.ones(3).int()}, "high must be float32"),
+            ({"x": torch.empty(3, 0)}, "x must have at least one element"),
+            ({"axis": 2}, "axis must be"),
+        ],
+    )
+    def test_mistakes(self, change, message):
+        args = {"x": torch.ones(3, 2), "axis": 0, "qmin": -7, "qmax": 7}
+        args |= {"low": torch.zeros(3), "high": torch.ones(3)}
+        with pytest.raises(RuntimeError, match=message):
+            ranges.lp_search(**(args | change))
+
+
+class TestAlternateScale:
+    def test_hand_made(self, device):
+        # max 4, levels -1..1: scale 4 gives q = (0, 0, 0, 1), a fixed point. With 2.5 in place of 1:
+        # q = (0, 0, 1, 1), scale 3.25, the same q again.
+        assert ranges.alternate_scale(torch.tensor([0.0, 1.0, 1.0, 4.0], device=device), -1, 1).tolist() == [
+            4
+        ]
+        assert ranges.alternate_scale(torch.tensor([0.0, 1.0, 2.5, 4.0], device=device), -1, 1).tolist() == [
+            3.25
+        ]
+
+    @pytest.mark.parametrize("levels", [(-1, 1), (-7, 7), (-8, 7), (0, 15), (-127, 127)])
+    def test_equals_the_reference(self, device, levels):
+        for x in (torch.randn(3000), torch.rand(999) - 0.2, torch.randn(500).exp()):
+            x = x.to(device)
+            torch.testing.assert_close(
+                ranges.alternate_scale(x, *levels), reference.alternate_scale(x, *levels), rtol=1e-6, atol=0
+            )
+
+    @given(st.lists(FLOATS, min_size=1, max_size=30), st.sampled_from(GRIDS))
+    @settings(max_examples=200, deadline=None)
+    def test_result_is_a_fixed_point(self, values, levels):
+        x = torch.tensor(values, dtype=torch.float32).double().clamp(min=-INF if levels[0] < 0 else 0)
+        x = torch.where(x.abs() < 1e-30, 0, x)
+        scale = ranges.alternate_scale(x, *levels).item()
+        if x.max() <= 0 and (levels[0] == 0 or x.min() >= 0):
+            assert scale == 1
+            return
+        q = torch.round(x / scale).clamp(*levels)
+        assert (x * q).sum() / (q * q).sum() == pytest.approx(scale, rel=1e-9)
+
+    def test_no_worse_than_the_start(self, device):
+        x = torch.randn(10_000).to(device)
+        for qmax in (1, 3, 7):
+            zero = torch.zeros(1, dtype=torch.int32, device=device)
+            errors = [
+                (x - fake_quantize(x, scale, zero, -1, -qmax, qmax)).square().sum()
+                for scale in (ranges.alternate_scale(x, -qmax, qmax), x.abs().max().view(1) / qmax)
+            ]
+            assert errors[0] <= errors[1]
+
+    def test_layout_threads_and_duplicates_change_nothing(self):
+        x = torch.randn(40, 50)
+        scale = ranges.alternate_scale(x, -7, 7)
+        assert torch.equal(ranges.alternate_scale(x.t(), -7, 7), scale)
+        assert torch.equal(with_threads(1, ranges.alternate_scale, x, -7, 7), scale)
+        torch.testing.assert_close(ranges.alternate_scale(x.repeat(2, 1), -7, 7), scale)
+
+    def test_unsigned_levels_ignore_negative_values(self):
+        x = torch.randn(1000)
+        assert torch.equal(ranges.alternate_scale(x, 0, 15), ranges.alternate_scale(x.clamp(min=0), 0, 15))
+
+    @pytest.mark.parametrize(("values", "scale"), [([0.0, 0.0], 1), ([-1.0], 1), ([3.0], 0.2)])
+    def test_degenerate_values(self, device, values, scale):
+        x = torch.tensor(values, device=device)
+        assert ranges.alternate_scale(x, 0, 15).item() == pytest.approx(scale)
+
+    def test_sorting_handles_all_signs_and_sizes(self):
+        x = torch.tensor([-3e38, 3e38, -0.0, 0.0, 1e-45, -1e-45, 1.0, -1.0])
+        assert ranges.alternate_scale(x, -1, 1).item() == pytest.approx(3e38)
+
+    @pytest.mark.parametrize("bad", [NAN, INF, -INF])
+    def test_broken_values_are_an_error(self, device, bad):
+        with pytest.raises(RuntimeError, match="x must be finite, got NaN or Inf"):
+            ranges.alternate_scale(torch.tensor([1.0, bad], device=device), -7, 7)
+
+    def test_empty(self):
+        with pytest.raises(RuntimeError, match="at least one element"):
+            ranges.alternate_scale(torch.empty(0), -7, 7)
+
+
+class TestPercentile:
+    @pytest.mark.parametrize(
+        ("percent", "value"), [(0, 1), (10, 1), (10.1, 2), (50, 5), (99.9, 10), (100, 10)]
+    )
+    def test_nearest_rank(self, device, percent, value):
+        x = torch.tensor([3.0, 1, 2, 5, 4, 10, 9, 8, 7, 6], device=device)
+        assert ranges.percentile(x, percent).item() == value
+
+    @given(st.lists(st.floats(-1e6, 1e6, width=32), min_size=1, max_size=50), st.floats(0, 100))
+    @settings(max_examples=100, deadline=None)
+    def test_definition(self, values, percent):
+        x = torch.tensor(values, dtype=torch.float32)
+        value = ranges.percentile(x, percent)
+        assert (x <= value).sum() * 100 >= percent * x.numel() * (1 - 1e-12)
+        assert (x < value).sum() * 100 <= percent * x.numel()
+
+    def test_mistakes(self):
+        for x, percent in [
+            (torch.empty(0), 50),
+            (torch.ones(3), -1),
+            (torch.ones(3), 101),
+            (torch.ones(3), NAN),
+        ]:
+            with pytest.raises(ValueError, match="percentile needs values and 0 <= percent <= 100"):
+                ranges.percentile(x, percent)
+
+
+DENSITIES = {
+    "gauss": lambda x: (-x * x / 2).exp() / math.sqrt(2 * math.pi),
+    "laplace": lambda x: (-x.abs()).exp() / 2,
+}
+
+
+def expected_error(distribution: str, threshold: float, bits: int) -> float:
+    """E(t) of aciq_constant by numeric integration."""
+    x = torch.linspace(threshold, threshold + 30, 6001, dtype=torch.float64)
+    clipping = torch.trapezoid((x - threshold) ** 2 * DENSITIES[distribution](x), x).item()
+    return 2 * clipping + threshold**2 / (3 * 4**bits)
+
+
+class TestAciq:
+    @pytest.mark.parametrize("bits", range(2, 10))
+    @pytest.mark.parametrize("distribution", DENSITIES)
+    def test_constants_are_the_numeric_minimum(self, distribution, bits):
+        constant = ranges.aciq_constant(distribution, bits)
+        candidates = torch.arange(0.5, 15, 0.05).tolist()
+        best = min(candidates, key=lambda t: expected_error(distribution, t, bits))
+        assert abs(constant - best) <= 0.051
+        assert expected_error(distribution, constant, bits) <= expected_error(distribution, best, bits)
+
+    @pytest.mark.parametrize("bits", [2, 4, 8])
+    def test_laplace_constants_solve_the_equation(self, bits):
+        t = ranges.aciq_constant("laplace", bits)
+        assert t * math.exp(t) == pytest.approx(3 * 4**bits, rel=1e-12)
+
+    def test_threshold(self, device):
+        x = torch.tensor([1.0, -3.0], device=device)
+        assert ranges.aciq_threshold(x, 2, True).item() == 3  # not above max|x|
+        x = torch.cat([torch.ones(998), torch.tensor([20.0, -20.0])]).to(device)
+        width = (998 + 40) / 1000
+        expected = width * ranges.aciq_constant("laplace", 4)
+        assert ranges.aciq_threshold(x, 4, True).item() == pytest.approx(expected, rel=1e-6)
+        width = math.sqrt((998 + 800) / 1000)
+        expected = width * ranges.aciq_constant("gauss", 4)
+        assert ranges.aciq_threshold(x, 4, True, "gauss").item() == pytest.approx(expected, rel=1e-6)
+
+    def test_unsigned_looks_at_positive_values_with_one_bit_more(self, device):
+        x = torch.randn(100_000).to(device)
+        mirrored = torch.cat([x[x > 0], -x[x > 0]])
+        assert ranges.aciq_threshold(x.relu(), 4, False).item() == pytest.approx(
+            ranges.aciq_threshold(mirrored, 5, True).item(), rel=1e-5
+        )
+
+    def test_near_the_best_threshold_of_real_samples(self):
+        """On Laplace samples the analytic threshold loses little against the best one found by search."""
+        x = torch.distributions.Laplace(0.0, 1.0).sample((50_000,))
+        zero = torch.zeros(1, dtype=torch.int32)
+        threshold = ranges.aciq_threshold(x, 4, True).view(1)
+        ours = (x - fake_quantize(x, threshold / 7, zero, -1, -7, 7)).square().sum().item()
+        assert ours <= 1.1 * ranges.lp_search(x, -1, -7, 7, *ranges.channel_range(x)).error.item()
+
+    def test_nothing_to_look_at(self):
+        assert ranges.aciq_threshold(torch.zeros(5), 4, True).item() == 0
+        assert ranges.aciq_threshold(-torch.ones(5), 4, False).item() == 0
+
+    def test_unknown_distribution(self):
+        with pytest.raises(ValueError, match="distribution must be one of"):
+            ranges.aciq_constant("cauchy", 4)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_opcheck(device, dtype):
+    x = torch.randn(2, 3, 4, 5).to(device, dtype)
+    bounds = torch.full((3,), -1.0, device=device), torch.full((3,), 2.0, device=device)
+    torch.library.opcheck(OPS.channel_range, (x, 1))
+    torch.library.opcheck(OPS.channel_range, (x, -1))
+    torch.library.opcheck(OPS.histogram, (x, -1.0, 1.0, 8))
+    torch.library.opcheck(OPS.lp_search, (x, 1, -7, 7, *bounds, 5, 2.4))
+    torch.library.opcheck(OPS.alternate_scale, (x, -7, 7))
+    torch.library.opcheck(OPS.kl_threshold, (torch.tensor([4, 3, 2, 1]), 2))
