@@ -5,12 +5,10 @@ from __future__ import annotations
 import importlib.util
 import os
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from bitsplit.demo.results import Result, methods_of
 from bitsplit.errors import BitsplitError
-
-if TYPE_CHECKING:
-    from bitsplit.demo.comparison import Result
 
 # Okabe and Ito's palette, distinguishable by colour-blind readers, and a marker each.
 _STYLES = {
@@ -54,7 +52,7 @@ def draw_chart(results: Sequence[Result], path: str | os.PathLike[str]) -> None:
 def _draw(axes: Any, group: Sequence[Result], original: float) -> None:
     places = list(dict.fromkeys(str(result.widths) for result in group))
     axes.axhline(original, color="0.4", linestyle="--", label="float")
-    for method in dict.fromkeys(result.method for result in group):
+    for method in methods_of(group):
         points = [(places.index(str(r.widths)), r.accuracy) for r in group if r.method == method]
         colour, marker = _STYLES[method]
         axes.plot(*zip(*points, strict=True), color=colour, marker=marker, label=method)

@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
 
 from rich.console import Console
 from rich.progress import track
@@ -15,51 +13,12 @@ from torch import Tensor
 from bitsplit.api import quantize
 from bitsplit.demo.assets import load_calibration_images, load_test_images, trained_network
 from bitsplit.demo.chart import draw_chart, require_matplotlib
+from bitsplit.demo.results import METHODS, Result, Widths
 from bitsplit.demo.table import print_table
 from bitsplit.evaluation import evaluate, predict
-from bitsplit.methods import MinMax
 from bitsplit.models.cifar import CifarResNet
 from bitsplit.report import summary
 
-
-@dataclass(frozen=True)
-class Widths:
-    """Bits of weights and activations (None: float); first and last layer keep 8 bits."""
-
-    weights: int
-    activations: int | None = None
-
-    def __str__(self) -> str:
-        return f"W{self.weights}" if self.activations is None else f"W{self.weights}A{self.activations}"
-
-
-@dataclass(frozen=True)
-class Result:
-    """One quantized network, or the float one (``widths`` None).
-
-    Attributes:
-        method: name of the method, "float" for the float network.
-        widths: its bits.
-        accuracy: percentage of test images classified right.
-        same_class: percentage of test images with the same class as the float network gives.
-        size: bytes of the network.
-        seconds: time quantization took.
-    """
-
-    method: str
-    widths: Widths | None
-    accuracy: float
-    same_class: float
-    size: int
-    seconds: float
-
-
-METHODS: dict[str, Any] = {
-    "minmax": "minmax",
-    "mse": "mse",
-    "kl": MinMax(activations="kl"),
-    "bitsplit": "bitsplit",
-}
 WEIGHTS_ONLY = tuple(Widths(bits) for bits in range(8, 1, -1))
 WITH_ACTIVATIONS = (Widths(8, 8), Widths(4, 8), Widths(4, 4), Widths(3, 3))
 

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
 
-if TYPE_CHECKING:
-    from bitsplit.demo.comparison import Result
+from bitsplit.demo.results import Result, methods_of
 
 
 def print_table(results: Sequence[Result], console: Console) -> None:
@@ -20,7 +18,7 @@ def print_table(results: Sequence[Result], console: Console) -> None:
         console: where to print.
     """
     original, *quantized = results
-    methods = list(dict.fromkeys(result.method for result in quantized))
+    methods = methods_of(quantized)
     rows: dict[str, dict[str, Result]] = {}
     for result in quantized:
         rows.setdefault(str(result.widths), {})[result.method] = result
