@@ -2,12 +2,13 @@
 
     python benchmarks/split_solver.py [--threads 1] [--rounds 2] [--full] [--only 64x576] [--bits 4]
 
-The baseline is the released iteration in NumPy with all channels vectorised: per round and plane it multiplies
-the response residual by the inputs, per coordinate it takes one dot product per channel; always 100 rounds. That
-needs minutes, so by default a few rounds are timed and scaled up, which the table says; --full runs all of them.
-Before anything is timed, objectives are compared: after the same rounds (equal up to float rounding), and at the
-operator's own fixed point, which must not be worse than the baseline at its end. Operator times are the best of
-several. The last two columns: objective against the bit planes' fixed point, of planes + polish and of six starts.
+The baseline is the released iteration in NumPy with all channels vectorised: per round and plane it
+multiplies the response residual by the inputs, per coordinate it takes one dot product per channel;
+always 100 rounds. That needs minutes, so by default a few rounds are timed and scaled up, which the table
+says; --full runs all of them. Before anything is timed, objectives are compared: after the same rounds
+(equal up to float rounding), and at the operator's own fixed point, which must not be worse than the
+baseline at its end. Operator times are the best of several. The last two columns: objective against the
+bit planes' fixed point, of planes + polish and of six starts.
 """
 
 from __future__ import annotations

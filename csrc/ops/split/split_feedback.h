@@ -21,28 +21,27 @@ struct Feedback {
 
   // Rows [first, first + rows): block after block what earlier blocks pass on, then the block itself.
   void round(int64_t first, int64_t rows) const {
-    const int64_t width = shares.padded, padded_rows = round_up(rows, kFeedbackRows);
-    Aligned<T> excess(padded_rows * width), passed_on(padded_rows * kBlock);
-    Aligned<int8_t> rounded(padded_rows * width);
+    const int64_t padded_rows = round_up(rows, kFeedbackRows), size = padded_rows * kBlock;
+    Aligned<T> excess(shares.blocks * size), passed_on(size);  // [blocks, rows, 64] and one block of it
+    Aligned<int8_t> rounded(size);
     for (int64_t block = 0; block < shares.blocks; ++block) {
-      const int64_t begin = block * kBlock;
+      const int64_t begin = block * kBlock, width = std::min(kBlock, shares.columns - begin);
       std::fill(passed_on.begin(), passed_on.end(), T(0));
-      subtract_product(passed_on.data(), kBlock, excess.data(), width, padded_rows,
-                       shares.panel(group, block), begin);
+      subtract_product(passed_on.data(), excess.data(), padded_rows, shares.panel(group, block), block);
       for (int64_t r = 0; r < padded_rows; r += kFeedbackRows) {
         T weight[kBlock * kFeedbackRows] = {}, wanted[kBlock * kFeedbackRows] = {};
         for (int64_t lane = 0; lane < std::min(kFeedbackRows, rows - r); ++lane)
-          for (int64_t n = 0; n < std::min(kBlock, shares.columns - begin); ++n) {
+          for (int64_t n = 0; n < width; ++n) {
             const int64_t at = n * kFeedbackRows + lane, row = first + r + lane;
             weight[at] = static_cast<T>(target[row % channels * shares.columns + begin + n] / scale[row]);
             wanted[at] = weight[at] + passed_on[(r + lane) * kBlock + n];
           }
         feedback_block(wanted, weight, shares.square(group, block), static_cast<T>(limit),
-                       &rounded[r * width + begin], &excess[r * width + begin], width);
+                       &rounded[r * kBlock], &excess[block * size + r * kBlock]);
       }
+      for (int64_t r = 0; r < rows; ++r)
+        std::copy_n(&rounded[r * kBlock], width, codes + (first + r) * shares.columns + begin);
     }
-    for (int64_t r = 0; r < rows; ++r)
-      std::copy_n(&rounded[r * width], shares.columns, codes + (first + r) * shares.columns);
   }
 };
 

@@ -6,6 +6,7 @@
 
 #include <cstdint>
 #include <limits>
+#include <type_traits>
 
 #include "core/simd.h"
 #include "core/split_steps.h"
@@ -44,28 +45,38 @@ BITSPLIT_SIMD inline const Vector<T>& vector_at(const T* pointer) {
   return *reinterpret_cast<const Vector<T>*>(pointer);
 }
 
-// out[r, 0..63] -= sum over n < depth of left[r, n] * panel[n, 0..63]; rows is a multiple of kRowsAtOnce.
+// A vector of int8 digits or codes as numbers. In two steps, because compilers convert bytes to floats one by
+// one.
 template <class T>
-void subtract_product(T* out, int64_t out_stride, const T* left, int64_t left_stride, int64_t rows,
-                      const T* panel, int64_t depth) {
+BITSPLIT_SIMD inline void load_digits(const int8_t* digits, Vector<T>& numbers) {
+  constexpr int64_t lanes = Vectors<T>::lanes;
+  using Integer = std::conditional_t<sizeof(T) == 4, int32_t, int64_t>;
+  typedef int8_t Bytes __attribute__((vector_size(lanes), aligned(1), may_alias));
+  typedef Integer Integers __attribute__((vector_size(64)));
+  const Integers wide = __builtin_convertvector(*reinterpret_cast<const Bytes*>(digits), Integers);
+  numbers = __builtin_convertvector(wide, Vector<T>);
+}
+
+// out[r, 0..63] -= sum over n of left[r, n] * panel[n, 0..63], n over the first 64 * blocks columns. `left`
+// lies in blocks of 64 columns, [blocks, rows, 64], and rows is a multiple of kRowsAtOnce.
+template <class T>
+void subtract_product(T* out, const T* left, int64_t rows, const T* panel, int64_t blocks) {
   constexpr int64_t lanes = Vectors<T>::lanes, vectors = 4, width = vectors * lanes;
-  constexpr int64_t stretch = 16384 / (width * sizeof(T));  // of the panel, kept in the first-level cache
   simd::run([&]() BITSPLIT_SIMD {
-    for (int64_t begin = 0; begin < depth; begin += stretch) {
-      const int64_t end = begin + stretch < depth ? begin + stretch : depth;
+    for (int64_t block = 0; block < blocks; ++block) {
       for (int64_t column = 0; column < kBlock; column += width) {
         for (int64_t row = 0; row < rows; row += kRowsAtOnce) {
           Vector<T> sum[kRowsAtOnce][vectors] = {};
-          const T* const x = left + row * left_stride;
-          for (int64_t n = begin; n < end; ++n) {
-            const T* const source = panel + n * kBlock + column;
+          const T* const x = left + (block * rows + row) * kBlock;
+          for (int64_t n = 0; n < kBlock; ++n) {
+            const T* const source = panel + (block * kBlock + n) * kBlock + column;
             for (int64_t r = 0; r < kRowsAtOnce; ++r)
               for (int64_t v = 0; v < vectors; ++v)
-                sum[r][v] += x[r * left_stride + n] * vector_at(source + v * lanes);
+                sum[r][v] += x[r * kBlock + n] * vector_at(source + v * lanes);
           }
+          T* const target = out + row * kBlock + column;
           for (int64_t r = 0; r < kRowsAtOnce; ++r)
-            for (int64_t v = 0; v < vectors; ++v)
-              vector_at(out + (row + r) * out_stride + column + v * lanes) -= sum[r][v];
+            for (int64_t v = 0; v < vectors; ++v) vector_at(target + r * kBlock + v * lanes) -= sum[r][v];
         }
       }
     }
@@ -113,7 +124,8 @@ BITSPLIT_SIMD inline void best_digits(const T* residual, const int8_t* digits, c
                                       T inverse_step, T limit, T* best, Differences<T>& differences) {
   typedef int8_t Bytes __attribute__((vector_size(Vectors<T>::lanes), aligned(1), may_alias));
   constexpr T no_fraction = static_cast<T>(uint64_t{3} << (std::numeric_limits<T>::digits - 2));
-  const Vector<T> digit = __builtin_convertvector(*reinterpret_cast<const Bytes*>(digits), Vector<T>);
+  Vector<T> digit;
+  load_digits<T>(digits, digit);
   const Vector<T> high = digit - digit + limit, low = -high;
   Vector<T> value = digit + vector_at(residual) * (vector_at(inverse_diagonal) * inverse_step);
   value = value < low ? low : value;
@@ -160,11 +172,11 @@ template <class T>
 BITSPLIT_SIMD inline void add_products(const int8_t* codes, const T* cross, const T* residual,
                                        Products& products) {
   constexpr int64_t lanes = Vectors<double>::lanes;
-  typedef int8_t Bytes __attribute__((vector_size(lanes), aligned(1), may_alias));
   typedef T Values __attribute__((vector_size(lanes * sizeof(T)), aligned(sizeof(T)), may_alias));
   Vector<double> with_cross = {}, with_residual = {};
   for (int64_t n = 0; n < kBlock; n += lanes) {
-    const auto code = __builtin_convertvector(*reinterpret_cast<const Bytes*>(codes + n), Vector<double>);
+    Vector<double> code;
+    load_digits<double>(codes + n, code);
     with_cross += code * __builtin_convertvector(*reinterpret_cast<const Values*>(cross + n), Vector<double>);
     with_residual +=
         code * __builtin_convertvector(*reinterpret_cast<const Values*>(residual + n), Vector<double>);
@@ -184,10 +196,9 @@ BITSPLIT_SIMD inline void rescale_residual(T* residual, const T* cross, T growth
 
 // Rounds 64 columns of kFeedbackRows rows in turn, in units of the scale. wanted[n, row] is the weight and
 // what earlier blocks passed on (destroyed); square[i, n] is the share of the excess of column i that column
-// n > i makes good. Writes codes[row, n] and excess[row, n] = code - weight, both with `stride`.
+// n > i makes good. Writes codes[row, n] and excess[row, n] = code - weight.
 template <class T>
-void feedback_block(T* wanted, const T* weight, const T* square, T limit, int8_t* codes, T* excess,
-                    int64_t stride) {
+void feedback_block(T* wanted, const T* weight, const T* square, T limit, int8_t* codes, T* excess) {
   constexpr int64_t rows = kFeedbackRows;
   simd::run([&]() BITSPLIT_SIMD {
     for (int64_t n = 0; n < kBlock; ++n) {
@@ -195,8 +206,8 @@ void feedback_block(T* wanted, const T* weight, const T* square, T limit, int8_t
       for (int64_t row = 0; row < rows; ++row) {
         const T code = nearest_code(wanted[n * rows + row], limit);
         surplus[row] = code - weight[n * rows + row];
-        codes[row * stride + n] = static_cast<int8_t>(code);
-        excess[row * stride + n] = surplus[row];
+        codes[row * kBlock + n] = static_cast<int8_t>(code);
+        excess[row * kBlock + n] = surplus[row];
       }
       for (int64_t later = n + 1; later < kBlock; ++later)
         for (int64_t row = 0; row < rows; ++row)

@@ -54,10 +54,8 @@ class Tile {
     for (int64_t n = 0; n < columns_; ++n) {
       const T diagonal = problem.gram.diagonal(group, n);
       inverse_diagonal_[n] = diagonal >= std::numeric_limits<T>::min() ? 1 / diagonal : 0;
-      const T* const source = problem.cross + (group * columns_ + n) * problem.channels;
-      for (int64_t r = 0; r < rows; ++r)
-        cross_[at(r, n)] = static_cast<T>(source[(first + r) % problem.channels] / io.scale[r]);
     }
+    load_cross(first);
     load_codes();
   }
 
@@ -86,22 +84,37 @@ class Tile {
   }
   int8_t* digits(int plane, int64_t place) { return &digits_[plane * blocks_ * stride_ + place]; }
 
+  void load_cross(int64_t first) {
+    std::vector<double> unit(rows_);
+    std::vector<const T*> source(rows_);
+    for (int64_t r = 0; r < rows_; ++r) {
+      unit[r] = 1 / io_.scale[r];
+      source[r] = problem_.cross + group_ * columns_ * problem_.channels + (first + r) % problem_.channels;
+    }
+    for (int64_t n = 0; n < columns_; ++n)
+      for (int64_t r = 0; r < rows_; ++r)
+        cross_[at(r, n)] = static_cast<T>(source[r][n * problem_.channels] * unit[r]);
+  }
+
   // Splits the codes into digits and computes residual = cross - q G, as the scale starts at 1.
   void load_codes() {
-    std::vector<T> start(round_up(rows_, kRowsAtOnce) * columns_);
+    Aligned<T> start(codes_.size(), T(0));
     for (int64_t r = 0; r < rows_; ++r)
-      for (int64_t n = 0; n < columns_; ++n) {
-        const int8_t code = io_.codes[r * columns_ + n];
-        start[r * columns_ + n] = code;
-        codes_[at(r, n)] = code;
-        for (int plane = 0; plane < problem_.planes; ++plane)
-          *digits(plane, at(r, n)) =
-              problem_.planes == 1 ? code : static_cast<int8_t>(plane_digit(code, plane));
+      for (int64_t begin = 0; begin < columns_; begin += kBlock) {
+        const int64_t place = at(r, begin), width = std::min(kBlock, columns_ - begin);
+        const int8_t* const codes = io_.codes + r * columns_ + begin;
+        std::copy_n(codes, width, &codes_[place]);
+        std::copy_n(codes, width, &start[place]);
+        for (int plane = 0; plane < problem_.planes; ++plane) {
+          int8_t* const digit = digits(plane, place);
+          for (int64_t n = 0; n < width; ++n)
+            digit[n] = problem_.planes == 1 ? codes[n] : static_cast<int8_t>(plane_digit(codes[n], plane));
+        }
       }
     residual_ = cross_;
     for (int64_t block = 0; block < blocks_; ++block)
-      subtract_product(&residual_[block * stride_], kBlock, start.data(), columns_, stride_ / kBlock,
-                       problem_.gram.panel(group_, block), columns_);
+      subtract_product(&residual_[block * stride_], start.data(), stride_ / kBlock,
+                       problem_.gram.panel(group_, block), blocks_);
   }
 
   // Brings a block of the residual of a row up to date; to be inlined into code for one instruction set.
