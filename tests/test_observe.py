@@ -462,6 +462,16 @@ def test_lazy_modules_are_named() -> None:
         observe(model, images())
 
 
+def test_models_whose_modules_cannot_be_seen_are_refused() -> None:
+    model = nn.Sequential(layer(), nn.ReLU())
+    with pytest.raises(ModelError, match="the model itself"):
+        observe(torch.jit.trace(model, images()), images())
+    with pytest.raises(ModelError, match="hide their layers: 1"):
+        observe(nn.Sequential(layer(), torch.jit.trace(layer(), images())), images())
+    with pytest.raises(ModelError, match="compiled"):
+        observe(torch.compile(model), images())
+
+
 def test_models_without_layers_and_steps_without_modules_are_errors() -> None:
     with pytest.raises(ModelError, match="no convolution and no linear layer"):
         observe(nn.Sequential(nn.ReLU()), images())

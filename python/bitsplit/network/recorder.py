@@ -27,7 +27,7 @@ def default_step(model: nn.Module, batch: Any) -> Any:
 
 def record_forward(model: nn.Module, batch: Any, step: Step = default_step) -> Record:
     """The record of ``step(model, batch)`` in evaluation mode; the model is left as it was."""
-    _refuse_lazy(model)
+    _refuse_unseeable(model)
     recorder = _Recorder(model, batch)
     with unchanged(model), torch.no_grad(), recorder.hooks(), recorder:
         output = step(model, batch)
@@ -37,7 +37,13 @@ def record_forward(model: nn.Module, batch: Any, step: Step = default_step) -> R
     return recorder.record
 
 
-def _refuse_lazy(model: nn.Module) -> None:
+def _refuse_unseeable(model: nn.Module) -> None:
+    """Compiled models hide their modules, lazy ones have no weights yet."""
+    if hasattr(model, "_orig_mod"):
+        raise ModelError("the model is compiled; pass the one that torch.compile was given")
+    scripted = [name for name, module in model.named_modules() if isinstance(module, torch.jit.ScriptModule)]
+    if scripted:
+        raise ModelError(f"scripted or traced modules hide their layers: {scripted[0] or 'the model itself'}")
     lazy = [
         name for name, module in model.named_modules() if any(is_lazy(p) for p in module._parameters.values())
     ]
@@ -54,12 +60,13 @@ def unchanged(model: nn.Module) -> Iterator[None]:
         for module in model.modules()
         for name, buffer in module._buffers.items()
     ]
+    gpus = {parameter.device.index for parameter in model.parameters() if parameter.is_cuda}
     fast_path = torch.backends.mha.get_fastpath_enabled()
     try:
         torch.backends.mha.set_fastpath_enabled(False)
         for module, _ in flags:
             module.training = False
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(sorted(gpus)):
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast_path)
