@@ -21,7 +21,46 @@ constexpr int64_t kShortRun = 64;  // channels with shorter runs in memory are r
 
 int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-// ranges[k] takes in x[k], x[k + width], x[k + 2 width], ... of x[0..count).
+// The range of x[0..count). Lanes stay in registers; NaN, which comparisons overlook, is kept beside them.
+template <typename T, typename Storage>
+BITSPLIT_SIMD inline Range<T> range_of_run(const Storage* x, int64_t count) {
+  T min[kLanes], max[kLanes], nan[kLanes] = {};
+  std::fill_n(min, kLanes, Range<T>().min);
+  std::fill_n(max, kLanes, Range<T>().max);
+  const int64_t whole = count - count % kLanes;
+  for (int64_t start = 0; start < whole; start += kLanes)
+    for (int64_t lane = 0; lane < kLanes; ++lane) {
+      const T value = static_cast<T>(x[start + lane]);
+      min[lane] = value < min[lane] ? value : min[lane];
+      max[lane] = value > max[lane] ? value : max[lane];
+      nan[lane] = value != value ? value : nan[lane];
+    }
+  Range<T> range;
+  for (int64_t lane = 0; lane < kLanes; ++lane) range.add(min[lane] + nan[lane], max[lane] + nan[lane]);
+  for (int64_t i = whole; i < count; ++i) range.add(static_cast<T>(x[i]), static_cast<T>(x[i]));
+  return range;
+}
+
+// Long runs of one channel: every run is cut into chunks.
+template <typename T, typename Storage>
+std::vector<Range<T>> ranges_of_runs(const Storage* x, const ChannelLayout& layout) {
+  const int64_t chunks_per_run = divide_up(layout.inner, kChunk);
+  const int64_t chunks = layout.outer * layout.channels * chunks_per_run;
+  std::vector<Range<T>> partial(chunks), ranges(layout.channels);
+  at::parallel_for(0, chunks, divide_up(kChunk, layout.inner), [&](int64_t begin, int64_t end) {
+    for (int64_t chunk = begin; chunk < end; ++chunk) {
+      const int64_t start = chunk % chunks_per_run * kChunk, count = std::min(kChunk, layout.inner - start);
+      const Storage* values = x + chunk / chunks_per_run * layout.inner + start;
+      Range<T>* range = &partial[chunk];
+      simd::run([=]() BITSPLIT_SIMD { *range = range_of_run<T>(values, count); });
+    }
+  });
+  for (int64_t chunk = 0; chunk < chunks; ++chunk)
+    ranges[chunk / chunks_per_run % layout.channels].add(partial[chunk].min, partial[chunk].max);
+  return ranges;
+}
+
+// min[k] and max[k] take in x[k], x[k + width], x[k + 2 width], ... of x[0..count).
 template <typename T, typename Storage>
 void reduce_columns(const Storage* x, int64_t count, int64_t width, T* min, T* max) {
   simd::run([=]() BITSPLIT_SIMD {
@@ -38,48 +77,6 @@ void reduce_columns(const Storage* x, int64_t count, int64_t width, T* min, T* m
   });
 }
 
-// The ranges of [chunks, columns] slices of memory, added to the channels their columns belong to.
-template <typename T>
-class PartialRanges {
- public:
-  PartialRanges(int64_t chunks, int64_t columns)
-      : columns_(columns), min_(chunks * columns, Range<T>().min), max_(chunks * columns, Range<T>().max) {}
-
-  T* min(int64_t chunk) { return &min_[chunk * columns_]; }
-  T* max(int64_t chunk) { return &max_[chunk * columns_]; }
-
-  template <typename ChannelOf>
-  std::vector<Range<T>> per_channel(int64_t channels, const ChannelOf& channel_of) const {
-    std::vector<Range<T>> ranges(channels);
-    for (size_t i = 0; i < min_.size(); ++i)
-      ranges[channel_of(static_cast<int64_t>(i) / columns_, static_cast<int64_t>(i) % columns_)].add(min_[i],
-                                                                                                     max_[i]);
-    return ranges;
-  }
-
- private:
-  int64_t columns_;
-  std::vector<T> min_, max_;
-};
-
-// Long runs of one channel: every run is cut into chunks, each reduced in kLanes columns.
-template <typename T, typename Storage>
-std::vector<Range<T>> ranges_of_runs(const Storage* x, const ChannelLayout& layout) {
-  const int64_t chunks_per_run = divide_up(layout.inner, kChunk);
-  const int64_t chunks = layout.outer * layout.channels * chunks_per_run;
-  PartialRanges<T> partial(chunks, kLanes);
-  at::parallel_for(0, chunks, divide_up(kChunk, layout.inner), [&](int64_t begin, int64_t end) {
-    for (int64_t chunk = begin; chunk < end; ++chunk) {
-      const int64_t start = chunk % chunks_per_run * kChunk;
-      const Storage* values = x + chunk / chunks_per_run * layout.inner + start;
-      reduce_columns(values, std::min(kChunk, layout.inner - start), kLanes, partial.min(chunk),
-                     partial.max(chunk));
-    }
-  });
-  return partial.per_channel(
-      layout.channels, [&](int64_t chunk, int64_t) { return chunk / chunks_per_run % layout.channels; });
-}
-
 // Short runs (channels_last, say): the columns are whole periods of the memory, so a column keeps its
 // channel.
 template <typename T, typename Storage>
@@ -88,16 +85,18 @@ std::vector<Range<T>> ranges_of_periods(const Storage* x, const ChannelLayout& l
   const int64_t columns = period * divide_up(kLanes, period);
   const int64_t chunk_size = columns * divide_up(std::max(kChunk, layout.numel() / 64), columns);
   const int64_t chunks = divide_up(layout.numel(), chunk_size);
-  PartialRanges<T> partial(chunks, columns);
+  std::vector<T> min(chunks * columns, Range<T>().min), max(chunks * columns, Range<T>().max);
   at::parallel_for(0, chunks, 1, [&](int64_t begin, int64_t end) {
     for (int64_t chunk = begin; chunk < end; ++chunk) {
       const int64_t start = chunk * chunk_size;
-      reduce_columns(x + start, std::min(chunk_size, layout.numel() - start), columns, partial.min(chunk),
-                     partial.max(chunk));
+      reduce_columns(x + start, std::min(chunk_size, layout.numel() - start), columns, &min[chunk * columns],
+                     &max[chunk * columns]);
     }
   });
-  return partial.per_channel(
-      layout.channels, [&](int64_t, int64_t column) { return column / layout.inner % layout.channels; });
+  std::vector<Range<T>> ranges(layout.channels);
+  for (int64_t i = 0; i < chunks * columns; ++i)
+    ranges[i % columns / layout.inner % layout.channels].add(min[i], max[i]);
+  return ranges;
 }
 
 void channel_range_cpu(const RangeCall& call) {
