@@ -7,10 +7,9 @@
 // scale: floating, numel 1 (per tensor) or the size of `axis` (per channel); zero_point: int32, like scale.
 //   numel 1 needs no axis (-1). Computed in float64 for float64 x, else in float32, with one IEEE division.
 // qmin < qmax: both in [-128, 127], or both in [0, 255].
-// Each scale is positive and finite and each zero point in [qmin, qmax]. This is checked for CPU tensors
-// only:
-//   looking at values on a GPU would wait for it. There a bad scale makes its whole channel NaN (code 0 of
-//   `quantize`), and any zero point is used as it is.
+// Each scale is positive and finite and each zero point in [qmin, qmax]. That is checked for CPU tensors only:
+// looking at values on a GPU would wait for it. There a bad scale makes its whole channel NaN (the code of zero
+// out of `quantize`), and any zero point is used as it is.
 // NaN in x: NaN out of fake_quantize, the code of zero out of `quantize` (find NaN with channel_range first).
 // +-Inf clamps. Empty x gives an empty result. CPU and GPU agree bit for bit, for every number of threads.
 //
