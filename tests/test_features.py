@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from bitsplit.calibration.features import FeatureStore
 
 CPU = torch.device("cpu")

@@ -9,11 +9,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-import bitsplit
 import pytest
 import torch
-from bitsplit.errors import BitsplitError, CalibrationError, CheckpointError
 from torch import Tensor, nn
+
+import bitsplit
+from bitsplit.errors import BitsplitError, CalibrationError, CheckpointError
 
 METHODS = ["minmax", "nearest", "mse", "bitsplit"]
 
@@ -112,6 +113,39 @@ def test_every_activation_method_fits_every_input(model: nn.Module, images: Tens
     assert (quantized(images) - target).square().mean() < 0.02 * target.square().mean()
 
 
+def test_per_channel_activation_scales_leave_the_accumulation_integer(
+    model: nn.Module, images: Tensor
+) -> None:
+    method = bitsplit.BitSplit(ecaq=True)
+    quantized = bitsplit.quantize(model, images, method, weights=4, activations=4)
+    seen: list[Tensor] = []
+    quantized.down.register_forward_hook(lambda module, args, output: seen.extend((args[0], output)))
+    quantized(images)
+    codes, response = seen
+    assert quantized.down.input_quantizer.scale.numel() == 8
+    assert torch.equal(codes, codes.round()) and codes.min() >= 0 and codes.max() <= 15
+    found = bitsplit.codes(quantized)["down"]
+    whole = nn.functional.conv2d(codes.long(), found.codes.long(), stride=2, padding=1)  # integers only
+    expected = whole * found.scale.view(-1, 1, 1) + quantized.down.bias.view(-1, 1, 1)
+    torch.testing.assert_close(response, expected.float(), rtol=1e-5, atol=1e-5)
+    target = model(images)
+    assert (quantized(images) - target).square().mean() < 0.1 * target.square().mean()
+
+
+def test_per_channel_activation_scales_help_when_channels_differ(model: nn.Module, images: Tensor) -> None:
+    with torch.no_grad():
+        model.stem[1].weight.mul_(torch.logspace(-2, 1, 8))
+        model.stem[1].bias.mul_(torch.logspace(-2, 1, 8))
+        model.depthwise.weight.div_(torch.logspace(-2, 1, 8).view(-1, 1, 1, 1))
+
+    def error(method: bitsplit.BitSplit) -> float:
+        layers = {"depthwise": {"weights": 8, "activations": 4}, "fc": {"weights": None, "activations": None}}
+        quantized = bitsplit.quantize(model, images, method, weights=None, layers=layers)
+        return quantized._bitsplit.layer("depthwise").error
+
+    assert error(bitsplit.BitSplit(ecaq=True)) < 0.5 * error(bitsplit.BitSplit())
+
+
 def test_in_place_keeps_the_module_objects(model: nn.Module, images: Tensor) -> None:
     copied = bitsplit.quantize(model, images, weights=4, activations=8)
     down, stem = model.down, model.stem
@@ -172,9 +206,12 @@ def test_bad_data_are_refused(model: nn.Module, images: Tensor, bad: float) -> N
 
 
 def test_a_nan_that_arises_inside_is_refused_with_the_layer(model: nn.Module, images: Tensor) -> None:
-    model.down.register_forward_hook(lambda module, args, output: output * float("nan"))
+    def only_in_the_last_batch(module: nn.Module, args: tuple, output: Tensor) -> Tensor:
+        return output * float("nan") if len(output) == 4 else output
+
+    model.down.register_forward_hook(only_in_the_last_batch)
     with pytest.raises(CalibrationError, match="down"):
-        bitsplit.quantize(model, images, weights=4)
+        bitsplit.quantize(model, images, weights=4, batch_size=10)
 
 
 @pytest.mark.parametrize("empty", [torch.zeros(0, 3, 8, 8), []])
@@ -244,3 +281,28 @@ def test_a_killed_run_goes_on_to_the_same_bits(model: nn.Module, images: Tensor,
     resumed = bitsplit.quantize(model, images, weights=3, activations=4, checkpoint=folder)
     assert same_codes(resumed, whole)
     assert torch.equal(resumed(images), whole(images))
+
+
+def test_the_report_knows_every_layer(model: nn.Module, images: Tensor) -> None:
+    report = bitsplit.quantize(model, images, weights=3, activations=8)._bitsplit
+    assert [layer.name for layer in report.layers] == ["stem.0", "depthwise", "down", "fc"]
+    errors = {layer.name: layer.error for layer in report.layers}
+    assert all(0 < error < 0.2 for error in errors.values())
+    assert errors["stem.0"] < 1e-3 < errors["down"]  # 8 bits and 3 bits
+    assert report.data["images"] == len(images)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"weights": 9},
+        {"weights": 1},
+        {"activations": 16},
+        {"policy": "papre"},
+        {"layers": {"dwon": {"weights": 8}}},
+    ],
+)
+def test_wrong_arguments_are_explained_in_one_line(model: nn.Module, images: Tensor, wrong: dict) -> None:
+    with pytest.raises(bitsplit.errors.RecipeError) as error:
+        bitsplit.quantize(model, images, **wrong)
+    assert "\n" not in str(error.value)

@@ -6,11 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor, nn
+
 from bitsplit.calibration.features import FeatureStore
 from bitsplit.calibration.replay import Replay
 from bitsplit.calibration.schedule import unit_schedule
 from bitsplit.network import observe
-from torch import Tensor, nn
 
 
 class Skipping(nn.Module):

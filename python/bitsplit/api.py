@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+from pydantic import ValidationError
 from torch import nn
 
 from bitsplit.calibration.checkpoint import Checkpoint
@@ -16,6 +17,8 @@ from bitsplit.calibration.fingerprint import run_fingerprint
 from bitsplit.calibration.forecast import free_memory
 from bitsplit.calibration.replay import device_of
 from bitsplit.data import Batches, as_batches
+from bitsplit.document import explain
+from bitsplit.errors import RecipeError
 from bitsplit.inplace import adopt
 from bitsplit.network import Network, bake_effective_weights, fold_norms, observe
 from bitsplit.plan import Plan, make_plan
@@ -101,9 +104,11 @@ def _recipe(
 ) -> Recipe:
     if isinstance(method, Recipe):
         return method
-    return Recipe(
-        method=method, weights=weights, activations=activations, policy=policy, layers=layers or {}, seed=seed
-    )
+    asked = {"method": method, "weights": weights, "activations": activations, "policy": policy}
+    try:
+        return Recipe(**asked, layers=layers or {}, seed=seed)
+    except ValidationError as error:
+        raise RecipeError(explain(error)) from None
 
 
 def _call(model: nn.Module, batch: Any) -> Any:

@@ -134,9 +134,9 @@ class Engine:
         """Keep the outputs of a finished unit call, of both models, for all batches; compare its layers."""
         errors = ResponseErrors(layers)
         with (
+            errors.watching(self.teacher, self.student),  # first, so that its hooks come before the stop
             self.teacher_replay.skipping(extra=call),
             self.student_replay.skipping(extra=call),
-            errors.watching(self.teacher, self.student),
         ):
             for index, batch in enumerate(self.batches()):
                 self.teacher_replay.record(index, batch, call)

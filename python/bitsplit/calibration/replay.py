@@ -63,7 +63,6 @@ class Replay:
         """Run up to and including unit call ``call`` and keep its output for batch ``index``."""
         self._recording = call
         self.run(index, batch)
-        self._recording = None
 
     def finish(self, call: UnitCall) -> None:
         """From now on ``call`` answers from the store (every batch has been recorded)."""
@@ -89,11 +88,19 @@ class Replay:
         modules = {name: self.model.get_submodule(name) for name in names}
         for name, module in modules.items():
             module.forward = self._answering(name, module.forward)
+        # a hook, so that other hooks of the recorded unit still see its output
+        stop = modules[extra[0]].register_forward_hook(self._stop_when_recorded) if extra else None
         try:
             yield
         finally:
+            if stop is not None:
+                stop.remove()
             for module in modules.values():
                 del module.forward
+
+    def _stop_when_recorded(self, *_: Any) -> None:
+        if self._recording is None:
+            raise Stop
 
     def _answering(self, name: str, forward: Callable[..., Any]) -> Callable[..., Any]:
         def answer(*args: Any, **kwargs: Any) -> Any:
@@ -105,7 +112,7 @@ class Replay:
             output = forward(*args, **kwargs)
             if call == self._recording:
                 self._store.put(self._key(call, self._index), output, self.device)
-                raise Stop
+                self._recording = None
             return output
 
         return answer

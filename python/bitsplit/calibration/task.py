@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import cached_property
 from typing import TYPE_CHECKING, Literal
 
 from torch import Tensor, nn
@@ -30,9 +29,19 @@ class EngineLayerTask:
         self.seed = engine.seed
         self._statistics: dict[tuple[str, int | None], Statistics] = {}
 
-    @cached_property
+    @property
     def weight(self) -> Tensor:
-        return self.kind.matrix(self.twin, self.twin.weight.detach())
+        matrix = self.kind.matrix(self.twin, self.twin.weight.detach())
+        quantizer = getattr(self.module, "input_quantizer", None)
+        if quantizer is None or not quantizer.is_fitted or not quantizer.is_per_channel:
+            return matrix
+        inputs = quantizer.scale.numel() // matrix.shape[0]  # of one group
+        scale = quantizer.scale.view(matrix.shape[0], 1, inputs, 1)
+        return (matrix.unflatten(2, (inputs, -1)) * scale).flatten(2)
+
+    @property
+    def quantized_weight(self) -> Tensor:
+        return self.kind.matrix(self.module, self.module.weight.detach())
 
     @property
     def bias(self) -> Tensor | None:
@@ -47,11 +56,6 @@ class EngineLayerTask:
     def input_quantizer(self) -> ActivationQuantizer | None:
         quantizer = getattr(self.module, "input_quantizer", None)
         return None if quantizer is None or quantizer.is_fitted else quantizer
-
-    @property
-    def has_data(self) -> bool:
-        """Whether any calibration image reached this layer so far as one pass has shown."""
-        return all(found.count > 0 for found in self._statistics.values())
 
     def statistics(self, inputs: Literal["quantized", "float"], patches: int | None = None) -> Statistics:
         key = (inputs, patches)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Protocol
 
+import torch
 from pydantic import BeforeValidator, SerializeAsAny, model_serializer
 from torch import Tensor, nn
 
@@ -37,7 +38,8 @@ class LayerTask(Protocol):
     name: str
     module: nn.Module
     kind: LayerKind
-    weight: Tensor  # the float layer's weight matrix [g, M, N]
+    weight: Tensor  # the float layer's weight matrix [g, M, N], for inputs as the input quantizer emits them
+    quantized_weight: Tensor  # what is stored so far, likewise
     bias: Tensor | None  # the float layer's bias [g * M]
     weight_grid: Grid | None
     input_quantizer: ActivationQuantizer | None  # only when this layer is the one that must fit it
@@ -99,12 +101,13 @@ class ActivationMethod(Config):
         """Scale and zero point, Tensor[1] each."""
         raise NotImplementedError
 
-    def fit_layer(self, task: LayerTask) -> None:
+    def fit_layer(self, task: LayerTask, per_channel: bool = False) -> None:
         """Fit the quantizer at the input of ``task`` when it is this layer's turn to do so."""
         quantizer = task.input_quantizer
         if quantizer is not None:
-            scale, zero_point = self.fit(task.input_sample(self.sample_limit), quantizer.grid)
-            quantizer.set(scale, zero_point)
+            sample = task.input_sample(self.sample_limit, per_channel)
+            found = [self.fit(part, quantizer.grid) for part in sample.channels()]
+            quantizer.set(*(torch.cat(values) for values in zip(*found, strict=True)))
 
 
 def _activation_method(value: Any) -> Any:

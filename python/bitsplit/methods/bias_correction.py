@@ -16,5 +16,4 @@ class BiasCorrection(Method):
     def fit_layer(self, task: LayerTask) -> None:
         if task.weight_grid is None:
             return
-        codes, scale = task.fitted()
-        task.store_bias(refitted_bias(task, task.statistics("quantized"), codes, scale))
+        task.store_bias(refitted_bias(task, task.statistics("quantized")))

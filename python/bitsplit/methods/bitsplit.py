@@ -49,7 +49,8 @@ class BitSplit(WeightMethod):
 
     rounds: at most so many sweeps of an alternation.  starts: ``several`` or the paper's ``planes``.
     error_compensation: fit inputs from the quantized predecessors instead of float ones.  patches: fit on so
-    many sampled patches instead of all.  paper: the released behaviour in everything.
+    many sampled patches instead of all.  ecaq: one activation scale per input channel, moved into the weights
+    before they are fitted, so that the accumulation stays integer.  paper: the released behaviour throughout.
     """
 
     name = "bitsplit"
@@ -64,6 +65,7 @@ class BitSplit(WeightMethod):
     damping: float = Field(0.01, gt=0, description="added to the Gram diagonal, relative to its mean")
     patches: int | None = Field(None, ge=1)
     reestimate_norms: bool = False
+    ecaq: bool = False
     paper: bool = False
 
     @model_validator(mode="before")
@@ -76,6 +78,17 @@ class BitSplit(WeightMethod):
             raise ValueError(f"paper=True fixes {', '.join(contrary)}; leave paper out to choose them")
         return {**PAPER, **options}
 
+    @model_validator(mode="after")
+    def _compatible(self) -> BitSplit:
+        if self.ecaq and not self.error_compensation:
+            raise ValueError("ecaq needs error_compensation: its weights are fitted to the quantized inputs")
+        return self
+
+    def fit_layer(self, task: LayerTask) -> None:
+        self.activations.fit_layer(task, per_channel=self.ecaq)
+        if task.weight_grid is not None:
+            self.fit_weights(task)
+
     def fit_weights(self, task: LayerTask) -> None:
         sums = task.statistics("quantized" if self.error_compensation else "float", self.patches)
         moments = sums.centred() if self.refit_bias else sums
@@ -83,7 +96,7 @@ class BitSplit(WeightMethod):
         found = fit(task, moments)
         task.store(found.codes, found.scale)
         if self.refit_bias:
-            task.store_bias(refitted_bias(task, sums, found.codes, found.scale))
+            task.store_bias(refitted_bias(task, sums))
 
     def _planes(self, task: LayerTask, moments: Statistics) -> Descent:
         """The paper's own road: weight space, then bit planes in response space, then perhaps polish."""
@@ -126,8 +139,8 @@ def stacked(*found: Descent) -> Descent:
     return Descent(*(torch.cat(fields, dim=1) for fields in zip(*found, strict=True)))
 
 
-def refitted_bias(task: LayerTask, sums: Statistics, codes: Tensor, scale: Tensor) -> Tensor:
-    """The bias that keeps the mean response: b + mean(y) - s q^T mean(x)."""
-    mean_response = scale.double() * (codes.double() @ sums.mean_x.unsqueeze(2)).squeeze(2)
+def refitted_bias(task: LayerTask, sums: Statistics) -> Tensor:
+    """The bias that keeps the mean response of the fitted weight Q: b + mean(y) - Q mean(x)."""
+    mean_response = (task.quantized_weight.double() @ sums.mean_x.unsqueeze(2)).squeeze(2)
     shift = sums.mean_y - mean_response
     return shift.flatten() + (0 if task.bias is None else task.bias.double())

@@ -53,3 +53,10 @@ class InputSample:
     values: Tensor
     low: Tensor
     high: Tensor
+
+    def channels(self) -> list[InputSample]:
+        """One sample per channel; itself when it was not taken per channel."""
+        if self.values.dim() == 1:
+            return [self]
+        ranges = zip(self.values.unbind(1), self.low.split(1), self.high.split(1), strict=True)
+        return [InputSample(values, low, high) for values, low, high in ranges]

@@ -65,7 +65,7 @@ def homogeneous_pairs(network: Network) -> list[LayerPair]:
 def _only_reader(
     value: int, record: Record, consumers: list[list[int]], reader_of: dict[int, str], past_norm: bool
 ) -> str | None:
-    """The layer that ``value`` alone reaches through homogeneous functions and, with ``past_norm``, one norm."""
+    """The one layer that ``value`` reaches: homogeneous functions between, with ``past_norm`` one norm."""
     while value not in reader_of:
         if value in record.outputs or len(consumers[value]) != 1:
             return None

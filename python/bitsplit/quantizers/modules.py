@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import torch
-from bitsplit.ops.quantize import fake_quantize
 from torch import Tensor, nn
 
+from bitsplit.ops.quantize import fake_quantize
 from bitsplit.quantizers.grid import Grid
 
 
@@ -96,7 +96,7 @@ class ActivationQuantizer(nn.Module):
         return self.scale.numel() > 1
 
     def set(self, scale: Tensor, zero_point: Tensor | None = None) -> None:
-        """Store fitted values: Tensor[1] each, or Tensor[channels] each."""
+        """Store fitted values: Tensor[1] each, or Tensor[channels] each (more than one)."""
         self.scale = scale.detach().to(torch.float32).reshape(-1).contiguous()
         zero = torch.zeros_like(self.scale) if zero_point is None else zero_point
         self.zero_point = zero.reshape(-1).to(torch.int32).contiguous()

@@ -1,0 +1,1 @@
+"""The engine: walk the units, features, second moments, resume, progress."""

@@ -1,0 +1,127 @@
+"""Steps around the weight methods: equalisation, bias correction, re-estimated norms."""
+
+from __future__ import annotations
+
+import copy
+from itertools import cycle, islice
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import bitsplit
+from bitsplit.network import fold_norms, observe
+from bitsplit.network.pairs import LayerPair, homogeneous_pairs
+
+
+class Chain(nn.Module):
+    """conv, norm, ReLU, depthwise conv, ReLU6, conv, ReLU, pooling, linear; and a branch that ends a pair."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, 6, 3, padding=1, bias=False)
+        self.norm = nn.BatchNorm2d(6)
+        self.depthwise = nn.Conv2d(6, 6, 3, padding=1, groups=6)
+        self.pointwise = nn.Conv2d(6, 8, 1)
+        self.branched = nn.Conv2d(8, 8, 1)
+        self.fc = nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.norm(self.first(x)))
+        x = nn.functional.relu6(self.depthwise(x))
+        x = torch.relu(self.pointwise(x))
+        x = self.branched(x) + x
+        return self.fc(torch.relu(x).mean((2, 3)))
+
+
+@pytest.fixture
+def model() -> nn.Module:
+    chain = Chain()
+    chain.norm.running_mean.uniform_(-1, 1)
+    chain.norm.running_var.uniform_(0.5, 2)
+    nn.init.uniform_(chain.norm.weight, 0.1, 2)
+    nn.init.uniform_(chain.norm.bias, -1, 1)
+    return chain.eval()
+
+
+@pytest.fixture
+def images() -> Tensor:
+    return torch.randn(40, 3, 8, 8)
+
+
+def test_pairs_end_at_branches_and_at_functions_that_are_not_homogeneous(
+    model: nn.Module, images: Tensor
+) -> None:
+    network = observe(model, images)
+    fold_norms(network)
+    # ReLU6 stands behind "depthwise"; "pointwise" is read twice; "branched" goes into a sum
+    assert homogeneous_pairs(network) == [LayerPair("first", "norm", "depthwise")]
+
+
+def test_equalising_keeps_the_function_and_evens_the_ranges(model: nn.Module, images: Tensor) -> None:
+    with torch.no_grad():
+        model.first.weight.mul_(torch.logspace(-2, 2, 6).view(-1, 1, 1, 1))
+        model.norm.running_mean.mul_(torch.logspace(-2, 2, 6))
+        model.norm.running_var.mul_(torch.logspace(-2, 2, 6).square())
+        model.norm.weight.mul_(torch.logspace(-1, 1, 6))
+    target = model(images)
+    method = ["equalize", "minmax"]
+    kept_float = {"*": {"weights": None}, "fc": {"weights": 8}}
+    equalised = bitsplit.quantize(model, images, method, weights=8, layers=kept_float)
+    torch.testing.assert_close(equalised(images), target, rtol=0.05, atol=0.05)
+    rows = equalised.first.weight.abs().amax((1, 2, 3))
+    columns = equalised.depthwise.weight.abs().amax((1, 2, 3))
+    torch.testing.assert_close(rows, columns, rtol=0.02, atol=0)
+
+
+def test_equalising_helps_where_channels_differ(model: nn.Module, images: Tensor) -> None:
+    with torch.no_grad():
+        model.first.weight[0].mul_(100)
+    target = model(images)
+
+    def error(method: object) -> float:
+        quantized = bitsplit.quantize(model, images, method, weights=8, activations=4)
+        return float((quantized(images) - target).square().mean())
+
+    assert error(["equalize", "minmax"]) <= error("minmax") * 1.05
+
+
+def test_bias_correction_removes_the_mean_error(model: nn.Module, images: Tensor) -> None:
+    def mean_error(method: object) -> float:
+        quantized = bitsplit.quantize(model, images, method, weights=3)
+        found: dict[str, Tensor] = {}
+        for name, net in (("float", model), ("quantized", quantized)):
+            hook = net.pointwise.register_forward_hook(
+                lambda module, args, output, name=name: found.update({name: output.mean((0, 2, 3))})
+            )
+            net(images)
+            hook.remove()
+        return float((found["quantized"] - found["float"]).abs().max())
+
+    assert mean_error("minmax") > 1e-2
+    assert mean_error(["minmax", "bias_correction"]) < 1e-5
+
+
+def test_reestimated_norms_equal_norms_in_training_mode(model: nn.Module, images: Tensor) -> None:
+    batches = images.split(10)
+    reference = copy.deepcopy(model)
+    reference.norm.train()
+    with torch.no_grad():
+        for batch in islice(cycle(batches), 25):
+            reference(batch)
+    reference.eval()
+    layers = {"*": {"weights": None}, "fc": {"weights": 8}}
+    chain = ["minmax", bitsplit.ReestimateNorms(batches=25)]
+    quantized = bitsplit.quantize(model, list(batches), chain, weights=8, layers=layers)
+    hidden = {}
+    for name, net in (("reference", reference), ("quantized", quantized)):
+        net.depthwise.register_forward_pre_hook(lambda m, args, name=name: hidden.update({name: args[0]}))
+        net(images)
+    torch.testing.assert_close(hidden["quantized"], hidden["reference"], rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(hidden["quantized"], torch.relu(model.norm(model.first(images))), atol=1e-2)
+
+
+def test_reestimated_norms_stay_integer(model: nn.Module, images: Tensor) -> None:
+    quantized = bitsplit.quantize(model, images, bitsplit.BitSplit(paper=True), weights=3, policy="all")
+    found = bitsplit.codes(quantized)["first"]
+    assert torch.equal(quantized.first.weight, found.codes.float() * found.scale.view(-1, 1, 1, 1))
