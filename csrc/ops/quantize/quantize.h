@@ -7,17 +7,26 @@
 // scale: floating, numel 1 (per tensor) or the size of `axis` (per channel); zero_point: int32, like scale.
 //   numel 1 needs no axis (-1). Computed in float64 for float64 x, else in float32, with one IEEE division.
 // qmin < qmax: both in [-128, 127], or both in [0, 255].
-// Each scale is positive and finite and each zero point in [qmin, qmax]. That is checked for CPU tensors only:
-// looking at values on a GPU would wait for it. There a bad scale makes its whole channel NaN (the code of zero
-// out of `quantize`), and any zero point is used as it is.
-// NaN in x: NaN out of fake_quantize, the code of zero out of `quantize` (find NaN with channel_range first).
+//
+// Each scale is positive and finite and each zero point in [qmin, qmax]. That is checked for CPU tensors
+// only, because looking at values on a GPU would wait for it. There a bad scale makes its whole channel NaN
+// (the code of zero out of `quantize`), and any zero point is used as it is.
+//
+// NaN in x: NaN out of fake_quantize, the code of zero out of `quantize` (find it with channel_range first).
 // +-Inf clamps. Empty x gives an empty result. CPU and GPU agree bit for bit, for every number of threads.
 //
-// fake_quantize           value of every x, in x's dtype. dequantize(quantize(x)) gives the same bits in
-// float32. fake_quantize_backward  grad where x rounds to a code in [qmin, qmax] without clamping, 0
-// elsewhere and at NaN. quantize                codes: int8 when qmin < 0, else uint8. dequantize values of
-// int8 or uint8 codes in scale's dtype (float32 or float64); its result is
-//                         right for every code, so it needs no qmin and qmax.
+// fake_quantize(x, ...)
+//   The value of every x, in x's dtype.
+//
+// fake_quantize_backward(grad, x, ...)
+//   grad where x rounds to a code in [qmin, qmax] without clamping, 0 elsewhere and at NaN.
+//
+// quantize(x, ...)
+//   Codes: int8 when qmin < 0, else uint8.
+//
+// dequantize(codes, scale, zero_point, axis)
+//   The values of int8 or uint8 codes in scale's dtype (float32 or float64). Right for every code, so it
+//   needs no qmin and qmax. After `quantize` in the same dtype: the very bits of fake_quantize.
 #pragma once
 
 #include "ops/dense.h"

@@ -2,12 +2,15 @@
 // host.
 //
 // Given counts[0..bins) of |x|, every i in levels..bins is a candidate: keep the cells 0..i-1.
-//   P: the kept counts, the counts of all cells beyond added to cell i-1 (clipping puts them there),
-//   normalised. Q: the kept counts *without* those, merged into `levels` groups (cell b goes to group b *
-//   levels / i), each
-//      group's mass then spread evenly over those of its cells that are not empty in P, normalised.
-//   The result is the i of least KL(P || Q) = sum over P > 0 of P log(P / Q); of equals the largest.
-// A candidate whose clipped mass falls into a group without mass of its own has Q = 0 where P > 0, so an
+//
+//   P: the kept counts, the counts of all cells beyond added to cell i-1 (where clipping puts them),
+//   normalised.
+//
+//   Q: the kept counts *without* those, merged into `levels` groups (cell b: group b * levels / i), each
+//   group spread evenly over those of its cells that are not empty in P, normalised.
+//
+// The result is the i of least KL(P || Q) = sum over P > 0 of P log(P / Q); of equals the largest. A
+// candidate whose clipped mass falls into a group without mass of its own has Q = 0 where P > 0, so an
 // infinite divergence: it is never chosen. i = bins is always finite.
 #pragma once
 
