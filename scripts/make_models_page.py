@@ -29,7 +29,7 @@ import bitsplit
 from bitsplit.network import Network, bake_effective_weights, fold_norms, observe
 
 SIZE = 96  # pixels, where a model takes any size
-FIXED_SIZES = ("vit_", "maxvit_")  # torchvision's models that take 224 pixels only
+SIZES = {"vit_": 224, "maxvit_": 224, "bat_": 256}  # by the start of the name, where it does not
 _TIMM = """
 resnet18 resnet50d seresnet50 ecaresnet26t resnext50_32x4d res2net50_26w_4s res2next50 resnest26d skresnet18
 resnetv2_50 resnetv2_50x1_bit legacy_seresnet18 bat_resnext26ts gcresnext26ts gernet_s regnetx_002 regnety_004
@@ -90,10 +90,14 @@ def build(name: str) -> tuple[nn.Module, int]:
     if library == "timm":
         model = timm.create_model(model_name, pretrained=False)
         config = model.default_cfg
-        return model, config["input_size"][-1] if config.get("fixed_input_size") else SIZE
+        return model, config["input_size"][-1] if config.get("fixed_input_size") else _size_of(model_name)
     slow_start = {"init_weights": False} if model_name in ("googlenet", "inception_v3") else {}
     model = torchvision.models.get_model(model_name, weights=None, **slow_start)
-    return model, 224 if model_name.startswith(FIXED_SIZES) else SIZE
+    return model, _size_of(model_name)
+
+
+def _size_of(name: str) -> int:
+    return next((size for start, size in SIZES.items() if name.startswith(start)), SIZE)
 
 
 @torch.no_grad()

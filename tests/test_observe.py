@@ -131,6 +131,15 @@ def test_order_shapes_macs_first_and_last() -> None:
     assert late.kind.name == "Conv2d" and early.module is model.early
 
 
+def test_macs_of_transposed_grouped_and_token_layers() -> None:
+    def forward(m: nn.Module, x: Tensor) -> Tensor:
+        return m.tokens(m.up(x).flatten(2).transpose(1, 2))
+
+    up, tokens = nn.ConvTranspose2d(4, 6, 2, stride=2, groups=2), nn.Linear(6, 5)
+    found = observe(Net(forward, up=up, tokens=tokens), images(3, 4, 5, 5)).layers
+    assert found["up"].macs == 4 * 25 * 3 * 4 and found["tokens"].macs == 100 * 6 * 5
+
+
 def test_layers_that_read_one_tensor_share_a_key() -> None:
     def forward(m: nn.Module, x: Tensor) -> Tensor:
         y = F.relu(x)

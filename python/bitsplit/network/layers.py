@@ -78,7 +78,6 @@ class LayerKind:
     _matrix: Callable[[nn.Module, Tensor], Tensor]
     _unmatrix: Callable[[nn.Module, Tensor], Tensor]
     _columns: Callable[[nn.Module, Tensor, Tensor | None], Columns]
-    _macs: Callable[[nn.Module, torch.Size, torch.Size], int]
 
     def matrix(self, module: nn.Module, weight: Tensor) -> Tensor:
         """``weight`` in matrix form, Tensor[groups, rows, columns]."""
@@ -94,10 +93,6 @@ class LayerKind:
         Any padding but symmetric zeros is applied to ``x`` here, and the batch axis added where it lacks.
         """
         return self._columns(module, x, y)
-
-    def macs(self, module: nn.Module, input_shape: torch.Size, output_shape: torch.Size) -> int:
-        """Multiplications of one call, whole batch."""
-        return self._macs(module, input_shape, output_shape)
 
 
 def kind_of(module: nn.Module) -> LayerKind | None:
@@ -209,10 +204,6 @@ def _lifted(x: Tensor, y: Tensor | None, *geometry) -> Columns:
     return Columns(x, y, tuple(kernel), tuple(stride), tuple(padding), tuple(dilation), groups)
 
 
-def _convolution_macs(module: nn.Module, input_shape: torch.Size, output_shape: torch.Size) -> int:
-    return math.prod(output_shape) * module.in_channels // module.groups * math.prod(module.kernel_size)
-
-
 # Transposed convolutions: plain ones of the zero-stuffed input with the kernel turned round ---------------
 
 
@@ -253,10 +244,6 @@ def _transposed_columns(module: nn.Module, x: Tensor, y: Tensor | None) -> Colum
     return _lifted(F.pad(x, ends), y, module.kernel_size, ones, padding, module.dilation, module.groups)
 
 
-def _transposed_macs(module: nn.Module, input_shape: torch.Size, output_shape: torch.Size) -> int:
-    return math.prod(input_shape) * module.out_channels // module.groups * math.prod(module.kernel_size)
-
-
 # Linear layers: 1x1 convolutions whose positions are all axes between the first and the last --------------
 
 
@@ -272,17 +259,13 @@ def _as_image(x: Tensor) -> Tensor:
     return x.reshape(x.shape[0], -1, x.shape[-1]).transpose(1, 2).unsqueeze(2)
 
 
-def _linear_macs(module: nn.Module, input_shape: torch.Size, output_shape: torch.Size) -> int:
-    return math.prod(output_shape) * module.in_features
-
-
 def _convolution(name: str, kind: type[nn.Module], spatial: int) -> LayerKind:
-    functions = (_convolution_matrix, _convolution_unmatrix, _convolution_columns, _convolution_macs)
+    functions = (_convolution_matrix, _convolution_unmatrix, _convolution_columns)
     return LayerKind(name, (kind,), 0, spatial, *functions)
 
 
 def _transposed(name: str, kind: type[nn.Module], spatial: int) -> LayerKind:
-    functions = (_transposed_matrix, _transposed_unmatrix, _transposed_columns, _transposed_macs)
+    functions = (_transposed_matrix, _transposed_unmatrix, _transposed_columns)
     return LayerKind(name, (kind,), 1, spatial, *functions)
 
 
@@ -301,6 +284,5 @@ KINDS: tuple[LayerKind, ...] = (
         lambda module, weight: weight.unsqueeze(0),
         lambda module, matrix: matrix.squeeze(0),
         _linear_columns,
-        _linear_macs,
     ),
 )

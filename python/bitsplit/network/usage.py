@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 from torch import nn
@@ -145,10 +144,3 @@ def _why_other_weight(name: str, product: Product, facts: Facts) -> str:
 def _made_by(value: int, facts: Facts) -> str:
     producer = facts.record.values[value].producer
     return "" if producer is None else f" ({facts.record.ops[producer].name})"
-
-
-def outer_values(usage: Usage, facts: Facts) -> Iterator[tuple[Call, int, int]]:
-    """For every call of a plain layer: the call, the value it reads and the value it gives."""
-    for number in usage.calls:
-        call = facts.record.calls[number]
-        yield call, call.inputs[0], call.outputs[0]
