@@ -128,7 +128,7 @@ def measure(work: Work, method: Method, bits: tuple[int, int | None], shifted: b
 
 
 def reestimated(work: Work, seed: int) -> nn.Module:
-    """The float network with new norm statistics (8-bit weights in the last layer do not change its classes)."""
+    """The float network with new norm statistics (its last layer in 8 bits, or there were nothing to fit)."""
     chain = [bitsplit.MinMax(), bitsplit.ReestimateNorms()]
     layers = {"*": {"weights": None}, "linear": {"weights": 8}}
     return bitsplit.quantize(work.network, work.calibration(seed, True), chain, weights=8, layers=layers)
@@ -145,8 +145,8 @@ def report(work: Work, names: list[str], seeds: int, threads: int) -> str:
         f"{time.strftime('%Y-%m-%d')}, {platform.processor() or platform.machine()}, {threads} thread(s), "
         f"torch {torch.__version__}, {seeds} seed(s). `python benchmarks/cifar_resnet20.py`",
         "",
-        f"Float top-1: {original:.2f} % (checkpoint norms), {estimated:.2f} % (norms re-estimated). Cells: top-1 / "
-        "share of images with the same class as the float network treated the same way, seconds.",
+        f"Float top-1: {original:.2f} % (checkpoint norms), {estimated:.2f} % (norms re-estimated). "
+        "Cells: top-1 / share of images with the same class as the float network treated the same way, time.",
         "",
         "| bits | method | checkpoint norms | norms re-estimated | released, as given |",
         "|---|---|---|---|---|",
