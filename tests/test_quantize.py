@@ -198,6 +198,18 @@ def test_dead_input_channels_keep_nearest_codes(model: nn.Module, images: Tensor
     assert (quantized(images) - target).square().mean() < 0.1 * target.square().mean()
 
 
+@pytest.mark.parametrize("activations", ["minmax", "percentile", "kl", "aciq", "mse", "bitsplit"])
+def test_a_layer_whose_input_is_always_zero(model: nn.Module, images: Tensor, activations: str) -> None:
+    with torch.no_grad():
+        model.stem[1].weight.zero_()
+        model.stem[1].bias.fill_(-1)
+    target = model(images)
+    method = bitsplit.BitSplit(activations=activations)
+    quantized = bitsplit.quantize(model, images, method, weights=4, activations=4)
+    assert torch.isfinite(quantized(images)).all()
+    assert (quantized(images) - target).square().mean() < 0.1 * target.square().mean()
+
+
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_bad_data_are_refused(model: nn.Module, images: Tensor, bad: float) -> None:
     images[5, 0, 2, 2] = bad

@@ -13,6 +13,7 @@ from torch.utils import _pytree as pytree
 
 from bitsplit.calibration.checkpoint import Checkpoint
 from bitsplit.calibration.features import FeatureStore
+from bitsplit.calibration.forecast import forecast
 from bitsplit.calibration.progress import Progress
 from bitsplit.calibration.replay import Replay, UnitCall
 from bitsplit.calibration.responses import ResponseErrors
@@ -100,7 +101,8 @@ class Engine:
         schedule = unit_schedule(self.network)
         units = {unit.name: unit for unit in self.network.units}
         fitted: set[str] = set()
-        with Progress(len(self.network.layers)) as progress:
+        needed = forecast(self.network, schedule, self.data, self.store.budget)
+        with Progress(len(self.network.layers), str(needed)) as progress:
             for position, call in enumerate(schedule.calls):
                 layers = () if call[0] in fitted else units[call[0]].layers
                 fitted.add(call[0])

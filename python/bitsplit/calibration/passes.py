@@ -180,10 +180,10 @@ def _values_by_channel(task: EngineLayerTask, x: Tensor) -> Tensor:
 def _take(rows: Tensor, count: int, seed: int) -> Tensor:
     """``count`` random rows (with replacement), or all of them when there are no more."""
     if rows.shape[0] <= count:
-        return rows.float().cpu()
+        return rows.float()
     generator = torch.Generator().manual_seed(seed)
     chosen = torch.randint(rows.shape[0], (count,), generator=generator)
-    return rows[chosen.to(rows.device)].float().cpu()
+    return rows[chosen.to(rows.device)].float()
 
 
 def _seed_of(*parts: object) -> int:

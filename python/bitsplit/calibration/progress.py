@@ -15,10 +15,12 @@ if TYPE_CHECKING:
 
 
 class Progress:
-    """A context: ``layer`` names the layer at work, ``done`` moves on by one."""
+    """A context: prints ``forecast``; ``layer`` names the layer at work, ``done`` moves on by one."""
 
-    def __init__(self, layers: int) -> None:
+    def __init__(self, layers: int, forecast: str) -> None:
         console = Console(stderr=True)
+        if console.is_terminal:
+            console.print(forecast)
         self._bar = RichProgress(
             TextColumn("{task.description}"),
             BarColumn(),

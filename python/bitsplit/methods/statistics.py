@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor
+
+VARIATION = 1e-6  # variance over mean square that products in float32 can still tell from none
 
 
 @dataclass(frozen=True)
@@ -23,14 +26,19 @@ class Statistics:
     count: int
 
     def centred(self) -> Statistics:
-        """The same with the means removed from x and y: what remains once a bias absorbs them."""
-        mean_x = self.sum_x / self.count
-        mean_y = self.sum_y / self.count
+        """The same with the means removed from x and y: what remains once a bias absorbs them.
+
+        Inputs that never vary become dead: what the subtraction leaves of them is rounding noise.
+        """
+        gram = self.gram - self.sum_x.unsqueeze(2) * self.mean_x.unsqueeze(1)
+        cross = self.cross - self.sum_x.unsqueeze(2) * self.mean_y.unsqueeze(1)
+        before, after = (torch.diagonal(matrix, dim1=1, dim2=2) for matrix in (self.gram, gram))
+        varies = (after > VARIATION * before).to(gram.dtype)
         return replace(
             self,
-            gram=self.gram - self.sum_x.unsqueeze(2) * mean_x.unsqueeze(1),
-            cross=self.cross - self.sum_x.unsqueeze(2) * mean_y.unsqueeze(1),
-            sum_yy=self.sum_yy - self.sum_y * mean_y,
+            gram=gram * varies.unsqueeze(2) * varies.unsqueeze(1),
+            cross=cross * varies.unsqueeze(2),
+            sum_yy=(self.sum_yy - self.sum_y * self.mean_y).clamp(min=0),
         )
 
     @property

@@ -23,6 +23,5 @@ class BitSplitActivations(ActivationMethod):
     zero_point = False
 
     def fit(self, sample: InputSample, grid: Grid) -> tuple[Tensor, Tensor]:
-        values = sample.values if grid.is_signed else sample.values[sample.values > 0]
-        scale = alternate_scale(values, grid.low, grid.high)
-        return scale.reshape(1), torch.zeros(1, dtype=torch.int32, device=values.device)
+        scale = alternate_scale(sample.values, grid.low, grid.high)
+        return scale, torch.zeros_like(scale, dtype=torch.int32)
