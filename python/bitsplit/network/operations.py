@@ -51,6 +51,9 @@ PADDING = _names(
 
 ADDITIONS = frozenset({"add", "sub", "rsub"})
 
+# Normalisation of channels by stored statistics.
+NORMS = frozenset({"native_batch_norm", "cudnn_batch_norm", "_native_batch_norm_legit_no_training"})
+
 # Two branches of the network meet in these.
 JOINS = ADDITIONS | {"mul", "cat", "stack", "maximum", "minimum"}
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from bitsplit.network.model import Network
+from bitsplit.network.operations import NORMS
 from bitsplit.network.record import Record
 
 # operations with f(s x) = s f(x) for s > 0 that leave every channel where it is
@@ -31,7 +32,6 @@ _HOMOGENEOUS = frozenset(
         "alias",
     }
 )
-_NORMS = frozenset({"native_batch_norm", "cudnn_batch_norm", "_native_batch_norm_legit_no_training"})
 
 
 @dataclass(frozen=True)
@@ -70,9 +70,9 @@ def _only_reader(
         if value in record.outputs or len(consumers[value]) != 1:
             return None
         op = record.ops[consumers[value][0]]
-        if op.name.rstrip("_") in _NORMS and past_norm:
+        if op.name in NORMS and past_norm:
             past_norm = False
-        elif op.name.rstrip("_") not in _HOMOGENEOUS:
+        elif op.name not in _HOMOGENEOUS:
             return None
         value = op.outputs[0]
     is_alone = value not in record.outputs and len(consumers[value]) == 1
