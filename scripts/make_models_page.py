@@ -165,10 +165,12 @@ def _what_stays(network: Network) -> str:
 
 def _shortened(reason: str) -> str:
     """A reason without the names of modules in it."""
-    for end in (" by ", ": ", ", not ", " is called ", "(as in"):
-        reason = reason.partition(end)[0]
     if reason.startswith("the output of "):
         return "the layer's output is needed elsewhere too"
+    if reason.startswith(("never called:", "the parameter is used by ")):
+        return "used directly, not through a layer"
+    for end in (", not ", " is called ", "(as in"):
+        reason = reason.partition(end)[0]
     return reason.strip()
 
 
