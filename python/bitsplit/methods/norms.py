@@ -56,9 +56,8 @@ class _Tracker:
 
     def __call__(self, module: nn.Module, args: tuple[Tensor]) -> tuple[Tensor]:
         (y,) = args
-        values = y.movedim(1, 0).flatten(1).double()
-        var, mean = torch.var_mean(values, dim=1, correction=0)
-        count = values.shape[1]
+        var, mean = (found.double() for found in torch.var_mean(y, dim=(0, *range(2, y.dim())), correction=0))
+        count = y.numel() // y.shape[1]
         self._mean.lerp_(mean, self._momentum)
         self._var.lerp_(var * (count / max(1, count - 1)), self._momentum)
         gain, shift = self._affine(mean, var)
