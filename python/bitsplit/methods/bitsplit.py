@@ -12,7 +12,7 @@ from __future__ import annotations
 from typing import Any, Literal
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field, PositiveFloat, model_validator
 from torch import Tensor
 
 from bitsplit.methods.activations import BitSplitActivations
@@ -32,6 +32,11 @@ from bitsplit.ops.split import (
     response_target,
     solve_starts,
 )
+from bitsplit.quantizers import Grid
+
+KICK_COPIES = 4  # tried at once
+KICK_SHARE = 0.02  # of the codes of a row
+KICK_WORK = 10**9  # rows times columns squared, summed over the restarts of one layer
 
 PAPER = {
     "starts": "planes",
@@ -57,8 +62,9 @@ class BitSplit(WeightMethod):
     activations: AnyActivationMethod = BitSplitActivations()
     rounds: int = Field(100, ge=1)
     starts: Literal["several", "planes"] = "several"
-    scales: tuple[float, ...] = (0.6, 0.7, 0.8, 0.9, 1.0, 1.1)
+    scales: tuple[PositiveFloat, ...] = Field((0.6, 0.7, 0.8, 0.9, 1.0, 1.1), min_length=1)
     orders: int = Field(6, ge=0, description="random coordinate orders tried at the best scale")
+    kicks: int = Field(100, ge=0, description="restarts from the best codes, a few of them changed")
     polish: bool = True
     error_compensation: bool = True
     refit_bias: bool = True
@@ -82,10 +88,13 @@ class BitSplit(WeightMethod):
     def _compatible(self) -> BitSplit:
         if self.ecaq and not self.error_compensation:
             raise ValueError("ecaq needs error_compensation: its weights are fitted to the quantized inputs")
+        if self.starts == "several" and not self.polish:
+            raise ValueError('polish=False needs starts="planes": several starts are compared when polished')
         return self
 
     def fit_layer(self, task: LayerTask) -> None:
-        self.activations.fit_layer(task, per_channel=self.ecaq)
+        # float weights cannot take up scales per channel
+        self.activations.fit_layer(task, per_channel=self.ecaq and task.weight_grid is not None)
         if task.weight_grid is not None:
             self.fit_weights(task)
 
@@ -127,6 +136,10 @@ class BitSplit(WeightMethod):
             codes = feedback(target[:, :, order], best.scale, factor, bits)[:, :, torch.argsort(order)]
             found = polish(codes, best.scale, gram, cross, bits, self.rounds)
             best = best_of(stacked(best, found), target.shape[1])
+        for _ in range(min(self.kicks, KICK_WORK // (target[0].numel() * target.shape[2]))):
+            codes, scale = kicked(best, task.weight_grid, generator)
+            found = polish(codes, scale, gram, cross, bits, self.rounds)
+            best = best_of(stacked(best, found), target.shape[1])
         return best
 
     def finish(self, run: Run) -> None:
@@ -137,6 +150,15 @@ class BitSplit(WeightMethod):
 def stacked(*found: Descent) -> Descent:
     """Several solutions of the same rows, one below the other."""
     return Descent(*(torch.cat(fields, dim=1) for fields in zip(*found, strict=True)))
+
+
+def kicked(best: Descent, grid: Grid, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """``KICK_COPIES`` copies of codes and scale, in each a share of the codes one level up or down."""
+    codes = best.codes.repeat(1, KICK_COPIES, 1).to(torch.int16)  # so that a step beyond 127 does not wrap
+    chance = torch.rand(codes.shape, generator=generator).to(codes.device)
+    step = (chance < KICK_SHARE / 2).to(torch.int16) - (chance > 1 - KICK_SHARE / 2).to(torch.int16)
+    moved = (codes + step).clamp(grid.low, grid.high).to(torch.int8)
+    return moved, best.scale.repeat(1, KICK_COPIES)
 
 
 def refitted_bias(task: LayerTask, sums: Statistics) -> Tensor:
