@@ -36,7 +36,7 @@ def find_norms(model: nn.Module, usages: list[Usage], facts: Facts) -> list[Norm
         if not usage.reason
         for call in usage.calls
     }
-    shared = _shared_parameters(model)
+    shared = shared_parameters(model)
     found = []
     for name, module in model.named_modules():
         if is_norm(module):
@@ -135,7 +135,7 @@ def _origin(call: Call, facts: Facts) -> str:
     )
 
 
-def _shared_parameters(model: nn.Module) -> set[str]:
+def shared_parameters(model: nn.Module) -> set[str]:
     """The names of parameters that several modules own, all names of each."""
     names: dict[int, list[str]] = defaultdict(list)
     for path, module in model.named_modules():
