@@ -71,6 +71,8 @@ def make_plain(module: nn.Module, form: Form) -> nn.Module:
     form: "plain" for the library's own class, "same" for ``SamePaddedConv2d``.
     """
     if parametrize.is_parametrized(module, "weight"):
+        kind = type(module)  # removing edits the class, which copies of the module share
+        module.__class__ = type(kind.__name__, kind.__bases__, dict(vars(kind)))
         parametrize.remove_parametrizations(module, "weight", leave_parametrized=True)
     hooks = module._forward_pre_hooks.values()
     if any(isinstance(hook, WeightNorm) for hook in hooks):
