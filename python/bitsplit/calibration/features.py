@@ -1,6 +1,6 @@
 """A store for feature maps with a memory budget: what does not fit goes to disk.
 
-Values come back bit for bit, whatever the budget.
+Values come back bit for bit and in the same memory format, whatever the budget.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ class _OnDisk:
 
     path: Path
     shape: torch.Size
+    stride: tuple[int, ...]
     dtype: torch.dtype
 
 
@@ -68,25 +69,26 @@ class FeatureStore:
         if not isinstance(leaf, Tensor):
             return leaf
         size = leaf.numel() * leaf.element_size()
+        copied = leaf.detach().to("cpu", copy=True)  # dense, in the order of the leaf
         if self.in_memory + size <= self.budget:
             self.in_memory += size
-            return leaf.detach().to("cpu", copy=True)
-        return self._write(leaf.detach().to("cpu").contiguous())
+            return copied
+        return self._write(copied)
 
     def _write(self, tensor: Tensor) -> _OnDisk:
         if self._folder is None:
             self._folder = Path(tempfile.mkdtemp(prefix="bitsplit-features-", dir=self._parent))
         path = self._folder / f"{self._files}.bin"
         self._files += 1
-        tensor.flatten().view(torch.uint8).numpy().tofile(path)
+        tensor.as_strided((tensor.numel(),), (1,)).view(torch.uint8).numpy().tofile(path)
         self.on_disk += path.stat().st_size
-        return _OnDisk(path, tensor.shape, tensor.dtype)
+        return _OnDisk(path, tensor.shape, tensor.stride(), tensor.dtype)
 
     @staticmethod
     def _bring(leaf: Any, device: torch.device) -> Any:
         if isinstance(leaf, _OnDisk):
             data = torch.from_file(str(leaf.path), size=leaf.path.stat().st_size, dtype=torch.uint8)
-            return data.clone().view(leaf.dtype).view(leaf.shape).to(device)
+            return data.clone().view(leaf.dtype).as_strided(leaf.shape, leaf.stride).to(device)
         if isinstance(leaf, Tensor):
             return leaf.to(device, copy=True)
         return leaf

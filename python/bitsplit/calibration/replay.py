@@ -59,10 +59,14 @@ class Replay:
         except Stop:
             return None
 
-    def record(self, index: int, batch: Any, call: UnitCall) -> None:
-        """Run up to and including unit call ``call`` and keep its output for batch ``index``."""
+    def record(self, index: int, batch: Any, call: UnitCall) -> bool:
+        """Run up to and including unit call ``call`` and keep its output for batch ``index``.
+
+        False when this batch does not come to that call.
+        """
         self._recording = call
         self.run(index, batch)
+        return self._recording is None
 
     def finish(self, call: UnitCall) -> None:
         """From now on ``call`` answers from the store (every batch has been recorded)."""
@@ -86,6 +90,7 @@ class Replay:
         """While active, finished units answer from the store; ``extra`` is a unit about to be recorded."""
         names = {name for name, _ in self._finished} | ({extra[0]} if extra else set())
         modules = {name: self.model.get_submodule(name) for name in names}
+        own = {name: vars(module)["forward"] for name, module in modules.items() if "forward" in vars(module)}
         for name, module in modules.items():
             module.forward = self._answering(name, module.forward)
         # a hook, so that other hooks of the recorded unit still see its output
@@ -95,8 +100,10 @@ class Replay:
         finally:
             if stop is not None:
                 stop.remove()
-            for module in modules.values():
+            for name, module in modules.items():
                 del module.forward
+                if name in own:  # somebody had given this object a forward of its own
+                    module.forward = own[name]
 
     def _stop_when_recorded(self, *_: Any) -> None:
         if self._recording is None:
