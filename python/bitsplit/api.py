@@ -18,10 +18,11 @@ from bitsplit.calibration.forecast import free_memory
 from bitsplit.calibration.replay import device_of
 from bitsplit.data import Batches, as_batches
 from bitsplit.document import explain
-from bitsplit.errors import RecipeError
+from bitsplit.errors import ModelError, RecipeError
 from bitsplit.inplace import adopt
 from bitsplit.network import Network, bake_effective_weights, fold_norms, observe
 from bitsplit.plan import Plan, make_plan
+from bitsplit.quantizers import quantized_layers
 from bitsplit.recipe import Recipe
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -119,6 +120,8 @@ def _observed_copy(
     model: nn.Module, batches: Batches, forward: Step, device: torch.device | str | None
 ) -> tuple[Network, nn.Module]:
     """The network of a folded copy of ``model``, and a second such copy that stays float."""
+    if any(quantized_layers(model)):
+        raise ModelError("this model is quantized already; pass the float model")
     student = copy.deepcopy(model).eval()
     if device is not None:
         student.to(device)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 from rich.console import Console
@@ -30,7 +30,8 @@ class LayerPlan(Document):
         name, kind, unit: of the layer, its layer kind and the unit that it belongs to.
         weights, activations: bits of the weights and of the input, None for float.
         why_weights, why_activations: the reason: the recipe, a place of the policy, an override.
-        input_key: layers of equal key read the same tensor at the same bits; they share one input quantizer.
+        input_key: layers of equal key read the same tensor in the same way (bits, levels, channel axis, float
+            or integer weights); they share one input quantizer.
         levels: of the input quantizer; None when the input stays float.
         count: number of weights.
         float_bytes: their size in the float model.
@@ -166,11 +167,14 @@ def make_plan(network: Network, recipe: Recipe) -> Plan:
     policy = POLICIES[own_policy(recipe.method) if recipe.policy == "paper" else recipe.policy]
     overrides = _overrides_by_layer(recipe, list(network.layers))
     places = _places(network)
-    keys: dict[tuple[int, int | None], int] = {}
+    keys: dict[tuple[Any, ...], int] = {}
     layers = []
     for name, layer in network.layers.items():
         weights, activations = _choose(policy, recipe, places[name], overrides[name])
         weight = layer.module.weight.detach()
+        levels = None if activations.bits is None else _levels(layer, recipe.method)
+        # with ECAQ a quantizer's scales lie in the weights that read it, channel by channel
+        sharing = (layer.input_key, activations.bits, levels, weights.bits is None, layer.kind.spatial)
         layers.append(
             LayerPlan(
                 name=name,
@@ -180,8 +184,8 @@ def make_plan(network: Network, recipe: Recipe) -> Plan:
                 activations=activations.bits,
                 why_weights=weights.why,
                 why_activations=activations.why,
-                input_key=keys.setdefault((layer.input_key, activations.bits), len(keys)),
-                levels=None if activations.bits is None else _levels(layer, recipe.method),
+                input_key=keys.setdefault(sharing, len(keys)),
+                levels=levels,
                 count=weight.numel(),
                 float_bytes=weight.numel() * weight.element_size(),
                 channels=layer.kind.matrix(layer.module, weight).shape[:2].numel(),

@@ -20,7 +20,7 @@ from bitsplit.calibration.responses import ResponseErrors
 from bitsplit.calibration.schedule import unit_schedule
 from bitsplit.calibration.task import EngineLayerTask
 from bitsplit.data import Batches
-from bitsplit.errors import CalibrationError
+from bitsplit.errors import CalibrationError, RecipeError
 from bitsplit.methods.base import Method
 from bitsplit.network import Network
 from bitsplit.plan import Plan
@@ -63,6 +63,7 @@ class Engine:
         self.teacher_replay = Replay(teacher, forward, self.store, "float")
         self.student_replay = Replay(network.model, forward, self.store, "quantized")
         self._results: list[LayerResult] = []
+        self._all_alike = True  # every batch came to the unit calls that the observed one came to
 
     @property
     def images(self) -> int:
@@ -131,6 +132,11 @@ class Engine:
                 method.fit_layer(task)
             except (ValueError, RuntimeError) as error:
                 raise CalibrationError(f"{task.name}: {method.name} failed: {error}") from error
+        for what in ("weight", "input"):
+            quantizer = getattr(task.module, f"{what}_quantizer", None)
+            if quantizer is not None and not quantizer.is_fitted:
+                chain = ", ".join(method.name for method in self.methods)
+                raise RecipeError(f"{task.name}: no method of the chain ({chain}) fits its {what} quantizer")
 
     def _advance(self, call: UnitCall, layers: tuple[str, ...]) -> ResponseErrors:
         """Keep the outputs of a finished unit call, of both models, for all batches; compare its layers."""
@@ -141,8 +147,8 @@ class Engine:
             self.student_replay.skipping(extra=call),
         ):
             for index, batch in enumerate(self.batches()):
-                self.teacher_replay.record(index, batch, call)
-                self.student_replay.record(index, batch, call)
+                self._all_alike &= self.teacher_replay.record(index, batch, call)
+                self._all_alike &= self.student_replay.record(index, batch, call)
                 errors.next_batch()
         self.teacher_replay.finish(call)
         self.student_replay.finish(call)
@@ -159,6 +165,8 @@ class Engine:
             progress.done(self._results[-1])
 
     def _retire(self, calls: list[UnitCall]) -> None:
+        if not self._all_alike:  # what the observed forward read says nothing about the other batches
+            return
         for call in calls:
             self.teacher_replay.retire(call, len(self.data))
             self.student_replay.retire(call, len(self.data))

@@ -172,9 +172,8 @@ def collect_sample(engine: Engine, task: EngineLayerTask, limit: int, per_channe
 
 def _values_by_channel(task: EngineLayerTask, x: Tensor) -> Tensor:
     """Tensor[values, channels]."""
-    return (
-        x.reshape(-1, x.shape[-1]) if task.kind.name == "Linear" else x.movedim(1, -1).reshape(-1, x.shape[1])
-    )
+    x = x.movedim(-1 - task.kind.spatial, -1)
+    return x.reshape(-1, x.shape[-1])
 
 
 def _take(rows: Tensor, count: int, seed: int) -> Tensor:

@@ -53,6 +53,11 @@ class EngineLayerTask:
         return None if quantizer is None else quantizer.grid
 
     @property
+    def is_fitted(self) -> bool:
+        quantizer = getattr(self.module, "weight_quantizer", None)
+        return quantizer is not None and quantizer.is_fitted
+
+    @property
     def input_quantizer(self) -> ActivationQuantizer | None:
         quantizer = getattr(self.module, "input_quantizer", None)
         return None if quantizer is None or quantizer.is_fitted else quantizer

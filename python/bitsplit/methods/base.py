@@ -43,6 +43,7 @@ class LayerTask(Protocol):
     bias: Tensor | None  # the float layer's bias [g * M]
     weight_grid: Grid | None
     input_quantizer: ActivationQuantizer | None  # only when this layer is the one that must fit it
+    is_fitted: bool  # whether codes have been stored
     seed: int
 
     def statistics(self, inputs: Literal["quantized", "float"], patches: int | None = None) -> Statistics:

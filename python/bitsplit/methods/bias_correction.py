@@ -16,4 +16,6 @@ class BiasCorrection(Method):
     def fit_layer(self, task: LayerTask) -> None:
         if task.weight_grid is None:
             return
+        if not task.is_fitted:
+            raise ValueError("it must come after a weight method")
         task.store_bias(refitted_bias(task, task.statistics("quantized")))

@@ -56,18 +56,15 @@ def refresh_weight(layer: nn.Module) -> None:
 
 def prepare(model: nn.Module, plan: Plan) -> nn.Module:
     """Attach the unfitted quantizers that ``plan`` asks for to ``model`` (folded already), in place."""
-    shared: dict[tuple[int, Grid, int], ActivationQuantizer] = {}
+    shared: dict[int, ActivationQuantizer] = {}
     for layer_plan in plan.layers:
         layer = model.get_submodule(layer_plan.name)
         if layer_plan.weights is not None:
             attach_weight_quantizer(layer, Grid.symmetric(layer_plan.weights))
         if layer_plan.activations is not None:
             grid = activation_grid(layer_plan)
-            channel_axis = -1 if isinstance(layer, nn.Linear) else 1
-            quantizer = shared.setdefault(
-                (layer_plan.input_key, grid, channel_axis), ActivationQuantizer(grid, channel_axis)
-            )
-            attach_input_quantizer(layer, quantizer)
+            quantizer = ActivationQuantizer(grid, channel_axis=-1 - kind_of(layer).spatial)
+            attach_input_quantizer(layer, shared.setdefault(layer_plan.input_key, quantizer))
     return model
 
 

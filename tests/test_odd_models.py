@@ -1,0 +1,189 @@
+"""Models and requests that are legal but unusual: right results, or a refusal that says why."""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.parametrizations import weight_norm
+
+import bitsplit
+from bitsplit.errors import BitsplitError, ModelError, RecipeError
+
+
+class Net(nn.Module):
+    """Modules and how they are called."""
+
+    def __init__(self, forward: Callable[[nn.Module, Tensor], Tensor], **modules: nn.Module) -> None:
+        super().__init__()
+        self.run = forward
+        for name, module in modules.items():
+            self.add_module(name, module)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.run(self, x)
+
+
+def conv(inputs: int, outputs: int) -> nn.Conv2d:
+    return nn.Conv2d(inputs, outputs, 3, padding=1)
+
+
+@pytest.fixture
+def model() -> nn.Module:
+    return nn.Sequential(conv(3, 6), nn.ReLU(), conv(6, 6), nn.ReLU(), conv(6, 4)).eval()
+
+
+@pytest.fixture
+def images() -> Tensor:
+    return torch.randn(8, 3, 8, 8)
+
+
+def relative_error(quantized: nn.Module, model: nn.Module, inputs: Tensor) -> float:
+    with torch.no_grad():
+        target = model(inputs)
+        return float((quantized(inputs) - target).square().mean() / target.square().mean())
+
+
+ECAQ = bitsplit.BitSplit(ecaq=True)
+EIGHT = {"weights": 8, "activations": 8, "policy": "all"}
+
+
+def test_float_weights_read_no_codes_under_per_channel_activations(model: nn.Module, images: Tensor) -> None:
+    quantized = bitsplit.quantize(model, images, ECAQ, weights=None, activations=8, policy="all")
+    assert relative_error(quantized, model, images) < 1e-3
+
+
+def test_a_float_layer_beside_one_with_per_channel_activations() -> None:
+    def forward(m: nn.Module, x: Tensor) -> Tensor:
+        y = torch.relu(m.stem(x))
+        return m.left(y) + m.right(y) + m.linear(y)
+
+    layers = {name: nn.Conv1d(6, 6, 1) for name in ("stem", "left", "right")}
+    net, inputs = Net(forward, **layers, linear=nn.Linear(6, 6)).eval(), torch.randn(16, 6, 6)
+    quantized = bitsplit.quantize(net, inputs, ECAQ, **EIGHT, layers={"right": {"weights": None}})
+    assert relative_error(quantized, net, inputs) < 1e-3
+    assert quantized.left.input_quantizer is not quantized.right.input_quantizer
+    plan = quantized._bitsplit.plan
+    assert [plan.quantizer_owner(plan.layer(name)) for name in ("left", "right", "linear")] == [
+        "left",
+        "right",
+        "linear",
+    ]
+
+
+def test_images_one_by_one_with_per_channel_activations(images: Tensor) -> None:
+    def forward(m: nn.Module, x: Tensor) -> Tensor:
+        return torch.stack([m.second(torch.relu(m.first(image))) for image in x])
+
+    net = Net(forward, first=conv(3, 4), second=conv(4, 5)).eval()
+    quantized = bitsplit.quantize(net, images, ECAQ, **EIGHT)
+    assert quantized.second.input_quantizer.scale.numel() == 4
+    assert relative_error(quantized, net, images) < 1e-3
+
+
+@pytest.mark.parametrize("chain", [["equalize"], ["norms"], ["equalize", "norms"]])
+def test_a_chain_that_fits_no_weights_is_refused(model: nn.Module, images: Tensor, chain: list[str]) -> None:
+    with pytest.raises(RecipeError, match="no method of the chain"):
+        bitsplit.quantize(model, images, chain)
+
+
+@pytest.mark.parametrize("chain", [["bias_correction"], ["bias_correction", "bitsplit"]])
+def test_bias_correction_in_front_is_refused(model: nn.Module, images: Tensor, chain: list[str]) -> None:
+    with pytest.raises(BitsplitError, match="after a weight method"):
+        bitsplit.quantize(model, images, chain)
+
+
+@pytest.mark.parametrize("options", [{"scales": ()}, {"scales": (0.9, -1.0)}, {"polish": False}])
+def test_options_that_cannot_be_followed_are_refused(options: dict) -> None:
+    with pytest.raises(ValueError, match=r"scales|polish"):
+        bitsplit.BitSplit(**options)
+
+
+@pytest.mark.parametrize("activations", [None, 8])
+def test_a_quantized_model_is_not_quantized_again(
+    model: nn.Module, images: Tensor, activations: int | None
+) -> None:
+    quantized = bitsplit.quantize(model, images, activations=activations)
+    with pytest.raises(ModelError, match="already"):
+        bitsplit.quantize(quantized, images)
+
+
+def test_the_model_survives_when_the_copy_loses_its_parametrization(images: Tensor) -> None:
+    net = nn.Sequential(weight_norm(conv(3, 4)), nn.ReLU(), weight_norm(conv(4, 4))).eval()
+    with torch.no_grad():
+        before = net(images)
+    quantized = bitsplit.quantize(net, images, **EIGHT)
+    with torch.no_grad():
+        assert torch.equal(net(images), before)
+    assert len(bitsplit.codes(quantized)) == 2
+    assert relative_error(quantized, net, images) < 1e-3
+
+
+def test_a_forward_that_was_given_to_one_module_object(images: Tensor) -> None:
+    block = Net(lambda m, x: torch.relu(m.a(torch.relu(m.b(x))) + x), a=conv(3, 3), b=conv(3, 3))
+    block.forward = types.MethodType(lambda self, x: self.run(self, x) * 3 + 1, block)
+    net = nn.Sequential(block, conv(3, 3)).eval()
+    quantized = bitsplit.quantize(net, images, **EIGHT)
+    assert relative_error(quantized, net, images) < 1e-3
+
+
+def test_a_layer_that_some_batches_do_not_reach(images: Tensor) -> None:
+    def forward(m: nn.Module, x: Tensor) -> Tensor:
+        y = torch.relu(m.first(x))
+        return m.last(torch.relu(m.sometimes(y)) if len(x) == 5 else y)
+
+    net = Net(forward, first=conv(3, 4), sometimes=conv(4, 4), last=conv(4, 2)).eval()
+    quantized = bitsplit.quantize(net, images, **EIGHT, batch_size=5)
+    assert relative_error(quantized, net, images) < 1e-3
+    assert relative_error(quantized, net, images[:5]) < 1e-3
+
+
+def test_same_codes_with_any_memory_in_channels_last(model: nn.Module, images: Tensor) -> None:
+    model = model.to(memory_format=torch.channels_last)
+    images = images.to(memory_format=torch.channels_last)
+    results = [
+        bitsplit.codes(bitsplit.quantize(model, images, weights=3, activations=4, memory=memory))
+        for memory in (None, 0)
+    ]
+    for name, found in results[0].items():
+        assert torch.equal(found.codes, results[1][name].codes)
+        assert torch.equal(found.scale, results[1][name].scale)
+
+
+def channels_then_features(m: nn.Module, x: Tensor) -> Tensor:
+    return m.second(torch.relu(m.first(x)))
+
+
+def mean_over_channels(m: nn.Module, x: Tensor) -> Tensor:
+    return m.second(torch.relu(m.first(x)).mean(1))
+
+
+def tied(m: nn.Module, x: Tensor) -> Tensor:
+    return m.twin(torch.relu(m.second(torch.relu(m.first(x)))))
+
+
+def twins() -> dict[str, nn.Module]:
+    layers = {"first": conv(3, 3), "second": conv(3, 3), "twin": conv(3, 3)}
+    layers["twin"].weight = layers["second"].weight
+    return layers
+
+
+@pytest.mark.parametrize(
+    ("forward", "modules", "shape"),
+    [
+        (channels_then_features, {"first": nn.Conv1d(3, 8, 3, padding=1), "second": nn.Linear(8, 8)}, (3, 8)),
+        (mean_over_channels, {"first": conv(3, 8), "second": nn.Linear(8, 5)}, (3, 8, 8)),
+        (tied, twins(), (3, 8, 8)),
+    ],
+)
+def test_equalising_leaves_alone_what_is_no_pair(
+    forward: Callable[[nn.Module, Tensor], Tensor], modules: dict[str, nn.Module], shape: tuple[int, ...]
+) -> None:
+    net, inputs = Net(forward, **modules).eval(), torch.randn(8, *shape)
+    with torch.no_grad():
+        net.first.weight[0] *= 30
+    quantized = bitsplit.quantize(net, inputs, ["equalize", "minmax"], weights=8, policy="all")
+    assert relative_error(quantized, net, inputs) < 1e-3
