@@ -56,7 +56,8 @@ class _Tracker:
 
     def __call__(self, module: nn.Module, args: tuple[Tensor]) -> tuple[Tensor]:
         (y,) = args
-        var, mean = (found.double() for found in torch.var_mean(y, dim=(0, *range(2, y.dim())), correction=0))
+        _, mean, inverse = torch.native_batch_norm(y, None, None, None, None, True, 0.0, 0.0)
+        mean, var = mean.double(), inverse.double().pow(-2)
         count = y.numel() // y.shape[1]
         self._mean.lerp_(mean, self._momentum)
         self._var.lerp_(var * (count / max(1, count - 1)), self._momentum)
