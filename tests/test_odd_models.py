@@ -187,3 +187,22 @@ def test_equalising_leaves_alone_what_is_no_pair(
         net.first.weight[0] *= 30
     quantized = bitsplit.quantize(net, inputs, ["equalize", "minmax"], weights=8, policy="all")
     assert relative_error(quantized, net, inputs) < 1e-3
+
+
+@pytest.mark.parametrize("method", ["minmax", "bitsplit"])
+def test_a_layer_that_two_blocks_share(images: Tensor, method: str) -> None:
+    def block(m: nn.Module, x: Tensor) -> Tensor:
+        return torch.relu(m.shared(torch.relu(m.own(x))) + x)
+
+    def forward(m: nn.Module, x: Tensor) -> Tensor:
+        x = m.second(m.first(m.stem(x)))
+        return m.last(torch.relu(m.shared(x)))  # and the model itself
+
+    shared = conv(4, 4)
+    blocks = {name: Net(block, own=conv(4, 4), shared=shared) for name in ("first", "second")}
+    net = Net(forward, stem=conv(3, 4), **blocks, shared=shared, last=conv(4, 2)).eval()
+    quantized = bitsplit.quantize(net, images, method, **EIGHT)
+    assert len(bitsplit.codes(quantized)) == 5
+    assert relative_error(quantized, net, images) < 1e-3
+    again = bitsplit.quantize(net, images, method, **EIGHT, memory=0)
+    assert torch.equal(again(images), quantized(images))

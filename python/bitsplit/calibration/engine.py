@@ -60,8 +60,10 @@ class Engine:
         self.store = FeatureStore(memory, scratch)
         self.teacher = teacher
         self.student = network.model
-        self.teacher_replay = Replay(teacher, forward, self.store, "float")
-        self.student_replay = Replay(network.model, forward, self.store, "quantized")
+        self.schedule = unit_schedule(network)
+        inside = self.schedule.inside
+        self.teacher_replay = Replay(teacher, forward, self.store, "float", inside)
+        self.student_replay = Replay(network.model, forward, self.store, "quantized", inside)
         self._results: list[LayerResult] = []
         self._all_alike = True  # every batch came to the unit calls that the observed one came to
 
@@ -99,14 +101,14 @@ class Engine:
         )
 
     def _walk(self) -> None:
-        schedule = unit_schedule(self.network)
-        units = {unit.name: unit for unit in self.network.units}
+        schedule = self.schedule
         fitted: set[str] = set()
         needed = forecast(self.network, schedule, self.data, self.store.budget)
         with Progress(len(self.network.layers), str(needed)) as progress:
             for position, call in enumerate(schedule.calls):
-                layers = () if call[0] in fitted else units[call[0]].layers
-                fitted.add(call[0])
+                units = {call[0], *schedule.inside.get(call, ())} - fitted
+                layers = tuple(name for name, layer in self.network.layers.items() if layer.unit in units)
+                fitted |= units
                 seconds = {name: self._fit(name, progress) for name in layers}
                 errors = self._advance(call, layers)
                 self._note_results(seconds, errors, progress)

@@ -7,7 +7,7 @@ gave before.  Outputs that no later unit reads are not kept; zeros of their shap
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -32,15 +32,22 @@ class Replay:
     """One model whose forward skips the unit calls that have been recorded.
 
     forward: runs one batch through a model.  name: tells this model's features apart in the shared ``store``.
+    inside: the names of the units called within a unit call, once a call: counted when that one is skipped.
     """
 
     def __init__(
-        self, model: nn.Module, forward: Callable[[nn.Module, Any], Any], store: FeatureStore, name: str
+        self,
+        model: nn.Module,
+        forward: Callable[[nn.Module, Any], Any],
+        store: FeatureStore,
+        name: str,
+        inside: Mapping[UnitCall, list[str]] | None = None,
     ) -> None:
         self.model = model
         self._forward = forward
         self._store = store
         self._name = name
+        self._inside = inside or {}
         self._finished: dict[UnitCall, bool] = {}  # -> still read by somebody
         self._calls: Counter[str] = Counter()
         self._index = 0
@@ -114,6 +121,7 @@ class Replay:
             call = (name, self._calls[name])
             self._calls[name] += 1
             if call in self._finished:
+                self._calls.update(self._inside.get(call, ()))
                 key = self._key(call, self._index)
                 return self._store.get(key) if self._finished[call] else self._store.shape_only(key)
             output = forward(*args, **kwargs)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from dataclasses import dataclass
 
 from bitsplit.calibration.replay import UnitCall
@@ -15,10 +16,12 @@ _DECISIONS = {"_local_scalar_dense", "nonzero", "is_nonzero", "equal", "unique",
 
 @dataclass(frozen=True)
 class Schedule:
-    """calls: every unit call in execution order.  last_reader: for each of them the position of the last unit
-    call that reads its output, directly or through what lies between units.  output_size: elements of it."""
+    """calls: every unit call in execution order, those within another one left out.  inside: the units called
+    within each of them, once a call.  last_reader: for each of them the position of the last unit call that
+    reads its output, directly or through what lies between units.  output_size: elements of it."""
 
     calls: list[UnitCall]
+    inside: dict[UnitCall, list[str]]
     last_reader: list[int]
     output_size: list[int]
 
@@ -31,10 +34,17 @@ def unit_schedule(network: Network) -> Schedule:
     """The schedule of the observed forward."""
     record = network.record
     units = {unit.name for unit in network.units}
-    numbers = [index for index, call in enumerate(record.calls) if call.name in units]
+    numbers, inside = [], defaultdict(list)
+    for index, call in enumerate(record.calls):
+        if call.name in units:
+            around = [record.calls[n] for n in record.ancestors(call.parent) if record.calls[n].name in units]
+            if around:
+                inside[around[-1].name, around[-1].number].append(call.name)
+            else:
+                numbers.append(index)
     sizes = [sum(math.prod(record.values[value].shape) for value in record.calls[n].outputs) for n in numbers]
     calls = [(record.calls[number].name, record.calls[number].number) for number in numbers]
-    return Schedule(calls, _last_readers(record, {n: p for p, n in enumerate(numbers)}), sizes)
+    return Schedule(calls, inside, _last_readers(record, {n: p for p, n in enumerate(numbers)}), sizes)
 
 
 def _last_readers(record: Record, positions: dict[int, int]) -> list[int]:
