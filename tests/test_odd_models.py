@@ -189,8 +189,8 @@ def test_equalising_leaves_alone_what_is_no_pair(
     assert relative_error(quantized, net, inputs) < 1e-3
 
 
-@pytest.mark.parametrize("method", ["minmax", "bitsplit"])
-def test_a_layer_that_two_blocks_share(images: Tensor, method: str) -> None:
+@pytest.mark.parametrize("method", ["minmax", "bitsplit", ECAQ])
+def test_a_layer_that_two_blocks_share(images: Tensor, method: object) -> None:
     def block(m: nn.Module, x: Tensor) -> Tensor:
         return torch.relu(m.shared(torch.relu(m.own(x))) + x)
 
@@ -203,6 +203,7 @@ def test_a_layer_that_two_blocks_share(images: Tensor, method: str) -> None:
     net = Net(forward, stem=conv(3, 4), **blocks, shared=shared, last=conv(4, 2)).eval()
     quantized = bitsplit.quantize(net, images, method, **EIGHT)
     assert len(bitsplit.codes(quantized)) == 5
+    assert max(layer.error for layer in quantized._bitsplit.layers) < 1e-2
     assert relative_error(quantized, net, images) < 1e-3
     again = bitsplit.quantize(net, images, method, **EIGHT, memory=0)
     assert torch.equal(again(images), quantized(images))
