@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import types
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 
 import bitsplit
-from bitsplit.errors import BitsplitError, ModelError, RecipeError
+from bitsplit.errors import BitsplitError, CheckpointError, ModelError, RecipeError
 
 
 class Net(nn.Module):
@@ -207,3 +208,15 @@ def test_a_layer_that_two_blocks_share(images: Tensor, method: object) -> None:
     assert relative_error(quantized, net, images) < 1e-3
     again = bitsplit.quantize(net, images, method, **EIGHT, memory=0)
     assert torch.equal(again(images), quantized(images))
+
+
+def test_a_checkpoint_folder_that_cannot_be_made(model: nn.Module, images: Tensor, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(CheckpointError, match="file"):
+        bitsplit.quantize(model, images, "minmax", checkpoint=tmp_path / "file")
+
+
+def test_a_model_that_cannot_be_copied(model: nn.Module, images: Tensor) -> None:
+    model.memory = model(images)  # kept with its history
+    with pytest.raises(ModelError, match="copied"):
+        bitsplit.quantize(model, images, "minmax")

@@ -122,7 +122,10 @@ def _observed_copy(
     """The network of a folded copy of ``model``, and a second such copy that stays float."""
     if any(quantized_layers(model)):
         raise ModelError("this model is quantized already; pass the float model")
-    student = copy.deepcopy(model).eval()
+    try:
+        student = copy.deepcopy(model).eval()
+    except RuntimeError as error:  # tensors with a history, such as the weights of the old weight_norm
+        raise ModelError(f"the model cannot be copied: {error}") from error
     if device is not None:
         student.to(device)
     network = observe(student, to_device(batches.first(), device_of(student)), forward)

@@ -20,7 +20,10 @@ class Checkpoint:
 
     def __init__(self, folder: Path, fingerprint: dict[str, Any]) -> None:
         self.folder = folder
-        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise CheckpointError(f"cannot make the folder {folder}: {error.strerror}") from error
         manifest = folder / "run.json"
         if manifest.exists():
             _refuse_other_run(manifest, fingerprint)
