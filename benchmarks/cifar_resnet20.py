@@ -46,7 +46,9 @@ METHODS: dict[str, Callable[[], Method]] = {
     "minmax": bitsplit.MinMax,
     "kl": lambda: bitsplit.MinMax(activations="kl"),
     "mse": bitsplit.Mse,
-    "bitsplit paper": lambda: bitsplit.BitSplit(paper=True, reestimate_norms=False),
+    "bitsplit paper": lambda: bitsplit.BitSplit(
+        starts="planes", polish=False, error_compensation=False, refit_bias=False, patches=12_000
+    ),  # paper=True but for the norms, which have columns of their own
     "bitsplit": bitsplit.BitSplit,
 }
 

@@ -36,6 +36,7 @@ from bitsplit.quantizers import Grid
 
 KICK_COPIES = 4  # tried at once
 KICK_SHARE = 0.02  # of the codes of a row
+KICK_PATIENCE = 10  # restarts without any gain after which the search ends
 KICK_WORK = 10**9  # rows times columns squared, summed over the restarts of one layer
 
 PAPER = {
@@ -138,10 +139,21 @@ class BitSplit(WeightMethod):
             codes = feedback(target[:, :, order], best.scale, factor, bits)[:, :, torch.argsort(order)]
             found = polish(codes, best.scale, gram, cross, bits, self.rounds)
             best = best_of(stacked(best, found), target.shape[1])
-        for _ in range(min(self.kicks, KICK_WORK // (target[0].numel() * target.shape[2]))):
-            codes, scale = kicked(best, task.weight_grid, generator)
-            found = polish(codes, scale, gram, cross, bits, self.rounds)
-            best = best_of(stacked(best, found), target.shape[1])
+        return self._kick(best, gram, cross, task.weight_grid, generator)
+
+    def _kick(
+        self, best: Descent, gram: Tensor, cross: Tensor, grid: Grid, generator: torch.Generator
+    ) -> Descent:
+        """Restart from the best codes, a few of them moved, until nothing has come of it for a while."""
+        _, rows, columns = best.codes.shape
+        idle = 0
+        for _ in range(min(self.kicks, KICK_WORK // (rows * columns * columns))):
+            codes, scale = kicked(best, grid, generator)
+            found = polish(codes, scale, gram, cross, grid.bits, self.rounds)
+            before, best = best, best_of(stacked(best, found), rows)
+            idle = idle + 1 if torch.equal(before.explained, best.explained) else 0
+            if idle == KICK_PATIENCE:
+                break
         return best
 
     def finish(self, run: Run) -> None:
