@@ -17,7 +17,7 @@ class Layer:
     """A layer that can be quantized.
 
     calls: how often one forward runs it.  unit: the name of its unit.
-    input_key: layers with equal keys read the same tensor (in any of their calls) and share a quantizer.
+    input_key: layers with equal keys read the same tensors in all of their calls and share a quantizer.
     nonnegative: its input is proven to be at least zero.  is_first: no other layer lies between the network's
     input and it.  is_last: no other layer lies between it and the network's output.
     feeds_add: its output, perhaps normalized, goes straight into a residual addition.

@@ -72,13 +72,16 @@ def _layers(usages: list[Usage], norms: list, units: list, facts: Facts) -> dict
 
 
 def _input_keys(usages: list[Usage], record: Record) -> dict[str, int]:
-    """One number per group of layers that read a common tensor: the first such value."""
-    groups: dict[int, set[int]] = {}
+    """One number per group of layers that read the same tensors in all of their calls.
+
+    A layer called on further tensors stays alone: its input has another range.
+    """
+    numbers: dict[frozenset[int], int] = {}
+    keys = {}
     for usage in usages:
-        values = {record.calls[number].inputs[0] for number in usage.calls}
-        merged = set(values).union(*(groups[v] for v in values if v in groups))
-        groups.update(dict.fromkeys(merged, merged))
-    return {usage.name: min(groups[record.calls[usage.calls[0]].inputs[0]]) for usage in usages}
+        values = frozenset(record.calls[number].inputs[0] for number in usage.calls)
+        keys[usage.name] = numbers.setdefault(values, len(numbers))
+    return keys
 
 
 def _last_products(facts: Facts) -> set[int]:
