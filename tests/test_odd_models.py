@@ -220,3 +220,13 @@ def test_a_model_that_cannot_be_copied(model: nn.Module, images: Tensor) -> None
     model.memory = model(images)  # kept with its history
     with pytest.raises(ModelError, match="copied"):
         bitsplit.quantize(model, images, "minmax")
+
+
+def test_layers_called_by_keyword(images: Tensor) -> None:
+    def forward(m: nn.Module, x: Tensor) -> Tensor:
+        return m.fc(input=torch.relu(m.first(input=x)).mean((2, 3)))
+
+    model = Net(forward, first=conv(3, 6), fc=nn.Linear(6, 4)).eval()
+    quantized = bitsplit.quantize(model, images, **EIGHT)
+    assert quantized.fc.input_quantizer.is_fitted
+    assert relative_error(quantized, model, images) < 1e-3

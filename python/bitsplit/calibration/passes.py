@@ -5,7 +5,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,7 @@ from bitsplit.calibration.replay import Stop
 from bitsplit.errors import CalibrationError
 from bitsplit.methods.statistics import InputSample, Statistics
 from bitsplit.ops.gram import gram
+from bitsplit.quantizers.layers import input_of
 
 if TYPE_CHECKING:
     from bitsplit.calibration.engine import Engine
@@ -29,18 +30,19 @@ def watching(
     Without ``outputs`` the forward ends before the layer computes.
     """
 
-    def before(module: nn.Module, args: tuple) -> None:
+    def before(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
         if not outputs:
-            seen.append((args[0].detach(), None))
+            seen.append((input_of(args, kwargs).detach(), None))
             if len(seen) == calls:
                 raise Stop
 
-    def after(module: nn.Module, args: tuple, output: Tensor) -> None:
-        seen.append((args[0].detach(), output.detach()))
+    def after(module: nn.Module, args: tuple, kwargs: dict[str, Any], output: Tensor) -> None:
+        seen.append((input_of(args, kwargs).detach(), output.detach()))
         if len(seen) == calls:
             raise Stop
 
-    hook = layer.register_forward_hook(after) if outputs else layer.register_forward_pre_hook(before)
+    register = layer.register_forward_hook if outputs else layer.register_forward_pre_hook
+    hook = register(after if outputs else before, with_kwargs=True)
     try:
         yield
     finally:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -22,9 +22,15 @@ if TYPE_CHECKING:
     from bitsplit.plan import Plan
 
 
-def quantize_input(module: nn.Module, args: tuple) -> tuple:
+def input_of(args: tuple, kwargs: dict[str, Any]) -> Tensor:
+    """What a layer was called on, by position or as ``input=``."""
+    return args[0] if args else kwargs["input"]
+
+
+def quantize_input(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
     """The forward-pre hook of every layer with an input quantizer."""
-    return (module.input_quantizer(args[0]), *args[1:])
+    quantized = module.input_quantizer(input_of(args, kwargs))
+    return (quantized, *args[1:]), {name: value for name, value in kwargs.items() if name != "input"}
 
 
 def attach_weight_quantizer(layer: nn.Module, grid: Grid) -> WeightQuantizer:
@@ -39,7 +45,7 @@ def attach_input_quantizer(layer: nn.Module, quantizer: ActivationQuantizer) -> 
     if hasattr(layer, "input_quantizer"):
         raise BitsplitError("this layer has an input quantizer already; was the model quantized before?")
     layer.input_quantizer = quantizer.to(layer.weight.device)
-    layer.register_forward_pre_hook(quantize_input)
+    layer.register_forward_pre_hook(quantize_input, with_kwargs=True)
 
 
 def set_weight(layer: nn.Module, codes: Tensor, scale: Tensor, zero_point: Tensor | None = None) -> None:
