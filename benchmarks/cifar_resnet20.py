@@ -1,6 +1,6 @@
 """CIFAR-10 ResNet-20 at 2 to 4 bits: every method, with the checkpoint's norm statistics and with new ones.
 
-    python benchmarks/cifar_resnet20.py ../shared/data [--seeds 3] [--threads 1] [--only bitsplit paper]
+    python benchmarks/cifar_resnet20.py ../shared/data [--seeds 3] [--threads 1] [--only bitsplit minmax] [--norms checkpoint]
                                         [--output docs/benchmarks/cifar_resnet20.md]
 
 1,024 training images calibrate, all 10,000 test images test. First convolution and last layer have 8 bits.
@@ -33,6 +33,7 @@ from bitsplit.models.load import load_model
 
 PREPROCESSING = Preprocessing(None, None, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 CALIBRATION_IMAGES = 1024
+NORMS = ("checkpoint", "reestimated")
 WIDTHS = [(4, None), (3, None), (2, None), (4, 8), (4, 4), (3, 3)]
 RELEASED = {  # top-1 of the released Bit-Split on this work: checkpoint norms, re-estimated norms
     (4, None): (80.85, 82.72),
@@ -136,7 +137,7 @@ def reestimated(work: Work, seed: int) -> nn.Module:
     return bitsplit.quantize(work.network, work.calibration(seed, True), chain, weights=8, layers=layers)
 
 
-def report(work: Work, names: list[str], seeds: int, threads: int) -> str:
+def report(work: Work, names: list[str], norms: list[str], seeds: int, threads: int) -> str:
     """The table as Markdown; rows are printed as they come."""
     original, estimated = (
         work.top1(predict(network, work.test)) for network in (work.network, reestimated(work, 0))
@@ -158,7 +159,12 @@ def report(work: Work, names: list[str], seeds: int, threads: int) -> str:
         for name in names:
             if name == "kl" and bits[1] is None:
                 continue  # its weights are those of minmax
-            cells = [str(measure(work, METHODS[name](), bits, shifted, seeds)) for shifted in (False, True)]
+            cells = [
+                str(measure(work, METHODS[name](), bits, column == "reestimated", seeds))
+                if column in norms
+                else "–"
+                for column in NORMS
+            ]
             released = " / ".join("–" if value is None else str(value) for value in RELEASED[bits])
             width = f"W{bits[0]}A{bits[1] or 32}"
             lines.append(f"| {width} | {name} | {cells[0]} | {cells[1]} | {released} |")
@@ -173,10 +179,12 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--only", nargs="+", choices=METHODS, default=list(METHODS))
+    parser.add_argument("--norms", nargs="+", choices=NORMS, default=list(NORMS))
     parser.add_argument("--output", type=Path)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    text = report(Work.load(arguments.data), arguments.only, arguments.seeds, arguments.threads)
+    work = Work.load(arguments.data)
+    text = report(work, arguments.only, arguments.norms, arguments.seeds, arguments.threads)
     if arguments.output is not None:
         arguments.output.parent.mkdir(parents=True, exist_ok=True)
         arguments.output.write_text(text)
