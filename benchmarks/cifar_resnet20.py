@@ -1,7 +1,7 @@
 """CIFAR-10 ResNet-20 at 2 to 4 bits: every method, with the checkpoint's norm statistics and with new ones.
 
-    python benchmarks/cifar_resnet20.py ../shared/data [--seeds 3] [--threads 1] [--only bitsplit minmax] [--norms checkpoint]
-                                        [--output docs/benchmarks/cifar_resnet20.md]
+    python benchmarks/cifar_resnet20.py ../shared/data [--seeds 3] [--threads 1] [--norms checkpoint]
+        [--only bitsplit minmax] [--output docs/benchmarks/cifar_resnet20.md]
 
 1,024 training images calibrate, all 10,000 test images test. First convolution and last layer have 8 bits.
 
