@@ -110,6 +110,59 @@ def polish(
     return q, best_scale(q, x, y, s), used
 
 
+MASK = 2**64 - 1
+
+
+def random_bits(seed: int, row: int, draw: int) -> int:
+    bits = (seed + 0x9E3779B97F4A7C15 * (row + 1) + 0xD1342543DE82EF95 * (draw + 1)) & MASK
+    bits = (bits ^ bits >> 30) * 0xBF58476D1CE4E5B9 & MASK
+    bits = (bits ^ bits >> 27) * 0x94D049BB133111EB & MASK
+    return bits ^ bits >> 31
+
+
+def search(
+    q: np.ndarray, gram: np.ndarray, cross: np.ndarray, bits: int, steps: int, seed: int, row: int
+) -> tuple[np.ndarray, float]:
+    """Tabu search: the codes that explain most of all codes met, and how much that is.
+
+    Every step moves the free code whose move by one level gains most at the best scale so far; it then rests.
+    Every 20 steps three random codes of the best ones move instead of those at hand.
+    """
+
+    def explained(q: np.ndarray) -> float:
+        return (q @ cross) ** 2 / (q @ gram @ q) if q @ cross > 0 and q @ gram @ q > 0 else -1
+
+    limit, free_from, best = limit_of(bits), np.zeros(len(q), int), q.copy()
+    alive = np.diag(gram) > 0
+    if explained(q) < 0:
+        return q, 0
+    for step in range(1, steps + 1):
+        if step % 20 == 0:
+            q = best.copy()
+            for i in range(3):
+                draw = random_bits(seed, row, 4 * step + 1 + i)
+                n, direction = (draw >> 32) * len(q) >> 32, 1 if draw & 1 else -1
+                if alive[n] and abs(q[n] + direction) <= limit:
+                    q[n] += direction
+                    free_from[n] = step + 6
+            q = q if explained(q) > 0 else best.copy()
+        s = (q @ cross) / (q @ gram @ q)
+        r = cross - s * (gram @ q)
+        direction = np.where(r < 0, -1, 1)
+        gain = 2 * np.abs(r) - s * np.diag(gram)
+        record = gain > (explained(best) - explained(q)) * (1 + 1e-6) / s
+        allowed = alive & (np.abs(q + direction) <= limit) & ((free_from <= step) | record)
+        if allowed.any():
+            n = np.where(allowed, gain, -np.inf).argmax()
+            q = q.copy()
+            q[n] += direction[n]
+            free_from[n] = step + 6 + ((random_bits(seed, row, 4 * step) >> 32) * 5 >> 32)
+        q = q if explained(q) > 0 else best.copy()
+        if explained(q) > explained(best) * (1 + 1e-12):
+            best = q.copy()
+    return best, explained(best)
+
+
 def feedback(w: np.ndarray, s: float, gram: np.ndarray, bits: int, ties: Ties | None = None) -> np.ndarray:
     """Round coordinate after coordinate; after each, the later weights move to their (unrounded) optimum.
 

@@ -19,6 +19,7 @@ from bitsplit.ops.split import (
     planes,
     polish,
     response_target,
+    search,
     solve_starts,
 )
 
@@ -84,13 +85,55 @@ def test_descent_is_the_reference(solver, slow, bits: int, mix: float) -> None:
 def test_feedback_is_the_reference(bits: int, mix: float) -> None:
     layer = Layer(rows=4, columns=70, patches=140, mix=mix)
     _, scale = fwa(layer.weight, bits)
-    codes = feedback(layer.weight, scale, feedback_factor(layer.gram, 0.02), bits)
+    codes, loss = feedback(layer.weight, scale, feedback_factor(layer.gram, 0.02), bits)
+    error = layer.weight - scale[:, :, None] * codes
+    torch.testing.assert_close(loss, (error @ damped(layer.gram, 0.02) * error).sum(2))
     gram, ties = damped(layer.gram, 0.02)[0].numpy(), [reference.Ties() for _ in range(4)]
     expected = [
         (reference.feedback(w, s.item(), gram, bits, tie), s.item())
         for w, s, tie in zip(layer.weight[0].numpy(), scale[0], ties, strict=True)
     ]
     assert_follows(codes[0], scale[0], expected, ties)
+
+
+@pytest.mark.parametrize(("bits", "columns"), [(2, 70), (3, 9), (4, 70), (8, 20)])
+def test_search_is_the_reference(bits: int, columns: int) -> None:
+    """On whole-numbered moments, where the operator's running sums are exact."""
+    torch.manual_seed(columns + bits)
+    layer = Layer(groups=2, rows=4, columns=columns, patches=140)
+    layer.x = (3 * layer.x).round()
+    layer.weight = (50 * layer.weight).round()
+    layer.x[0, 5] = 0  # an input that is never active
+    layer.measure()
+    codes, scale = fwa(layer.weight, bits)
+    result = search(codes, scale, *layer.moments(), bits, steps=130, seed=11)
+    for g in range(2):
+        for row in range(4):
+            moments = layer.gram[g].numpy(), layer.cross[g, :, row].numpy() / scale[g, row].item()
+            start = codes[g, row].numpy().astype(int)
+            q, explained = reference.search(start, *moments, bits, 130, 11, 4 * g + row)
+            np.testing.assert_array_equal(result.codes[g, row].numpy(), q)
+            np.testing.assert_allclose(result.explained[g, row], explained * scale[g, row] ** 2, rtol=1e-9)
+            assert columns < 70 or (q != start).any()
+    torch.testing.assert_close(
+        layer.energy - layer.objective(result.codes, result.scale), result.explained, rtol=1e-9, atol=0
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_search_leaves_fixed_points_for_better_ones(dtype: torch.dtype) -> None:
+    layer = Layer(rows=16, columns=100, patches=200, mix=1.0)
+    moments = layer.moments(dtype)
+    fixed = polish(*fwa(layer.weight, 3), *moments, 3)
+    assert torch.equal(search(fixed.codes, fixed.scale, *moments, 3, 0).codes, fixed.codes)
+    before = layer.objective(fixed.codes, fixed.scale)
+    for steps in (100, 1000):
+        found = search(fixed.codes, fixed.scale, *moments, 3, steps)
+        after = layer.objective(found.codes, found.scale)
+        assert (after <= before * (1 + 1e-6)).all()
+        assert (after < 0.99 * before).sum() >= 8
+        assert found.codes.abs().max() <= 3 and (found.rounds == steps).all()
+        torch.testing.assert_close(found.explained, layer.energy - after, rtol=1e-4, atol=0)
 
 
 def test_reference_feedback_by_hand() -> None:
@@ -156,22 +199,24 @@ def test_one_and_two_threads_and_stacked_starts_give_the_same_bits(dtype: torch.
         torch.set_num_threads(threads)
         codes, scale = fwa(weight, 4)
         stacked = torch.cat([scale * 0.8, scale], 1)
-        rounded = feedback(weight, stacked, factor, 4)
+        rounded, loss = feedback(weight, stacked, factor, 4)
         results.append(
             (
                 codes,
                 scale,
                 rounded,
+                loss,
                 *polish(rounded, stacked, gram, cross, 4),
                 *planes(codes, scale, gram, cross, 4),
+                *search(codes, scale, gram, cross, 4, 60),
             )
         )
     for other in results[1:]:
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
-    codes, scale, rounded, *polished = results[0][:7]
+    codes, scale, rounded, _, *polished = results[0][:8]
     for start, multiplier in enumerate((0.8, 1.0)):
         rows = slice(start * 37, (start + 1) * 37)
-        alone = feedback(weight, scale * multiplier, factor, 4)
+        alone, _ = feedback(weight, scale * multiplier, factor, 4)
         assert torch.equal(alone, rounded[:, rows])
         for stacked, single in zip(polished, polish(alone, scale * multiplier, gram, cross, 4), strict=True):
             assert torch.equal(single, stacked[:, rows])
@@ -195,14 +240,14 @@ def test_starts_keep_the_best_of_every_channel() -> None:
     multipliers = torch.tensor([0.6, 0.8, 1.0], dtype=torch.float64)
     scales = scale[:, None] * multipliers[:, None]
     best = solve_starts(target, scales, *layer.moments(), factor, 3)
-    each = torch.stack(
-        [
-            layer.objective(*solve_starts(target, s[:, None], *layer.moments(), factor, 3)[:2])
-            for s in scales.unbind(1)
-        ]
-    )
+    objectives, losses = [], []
+    for s in scales.unbind(1):
+        objectives.append(layer.objective(*solve_starts(target, s[:, None], *layer.moments(), factor, 3)[:2]))
+        losses.append(feedback(target, s, factor, 3)[1])
+    promising = torch.stack(losses).argsort(0)[:2]
+    each = torch.stack(objectives).gather(0, promising)
     torch.testing.assert_close(layer.objective(best.codes, best.scale), each.amin(0))
-    assert len(each.argmin(0).unique()) > 1  # else keeping the best of every channel was not tested
+    assert len(promising.gather(0, each.argmin(0, keepdim=True)).unique()) > 1  # else nothing was chosen
     torch.testing.assert_close(best.explained, layer.energy - each.amin(0))
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -18,6 +20,7 @@ from bitsplit.ops.split import (
     ofwa,
     planes,
     polish,
+    search,
 )
 
 # ---- Degenerate problems ---------------------------------------------------------------------------------
@@ -31,14 +34,14 @@ def test_all_zero_rows(dtype: torch.dtype) -> None:
     codes, scale = fwa(layer.weight.to(dtype), 4)
     assert not codes[0, 1].any() and scale[0, 1] == 1
     factor = feedback_factor(layer.gram)
-    assert not feedback(layer.weight.to(dtype), scale, factor, 4)[0, 1].any()
-    for solver in (planes, polish):
+    assert not feedback(layer.weight.to(dtype), scale, factor, 4)[0][0, 1].any()
+    for solver in (planes, polish, partial(search, steps=50)):
         result = solver(codes, scale, *layer.moments(dtype), 4)
         assert not result.codes[0, 1].any()
         assert result.scale[0, 1] == 1 and result.explained[0, 1] == 0
 
 
-@pytest.mark.parametrize("solver", [planes, polish])
+@pytest.mark.parametrize("solver", [planes, polish, partial(search, steps=50)])
 def test_inputs_that_are_never_active_keep_everything(solver) -> None:
     layer = Layer(rows=3)
     layer.x.zero_()
@@ -46,7 +49,7 @@ def test_inputs_that_are_never_active_keep_everything(solver) -> None:
     codes, scale = fwa(layer.weight, 4)
     result = solver(codes, scale, *layer.moments(), 4)
     assert torch.equal(result.codes, codes) and torch.equal(result.scale, scale)
-    rounded = feedback(layer.weight, scale, feedback_factor(layer.gram), 4)
+    rounded, _ = feedback(layer.weight, scale, feedback_factor(layer.gram), 4)
     assert torch.equal(rounded, codes)
 
 
@@ -83,7 +86,7 @@ def test_empty_tensors_give_empty_results() -> None:
         gram, cross = zero(groups, columns, columns), zero(groups, columns, rows)
         assert polish(codes, scale, gram, cross, 4).codes.shape == codes.shape
         factor = torch.eye(columns).expand(groups, -1, -1)
-        assert feedback(zero(groups, rows, columns), scale, factor, 4).shape == codes.shape
+        assert feedback(zero(groups, rows, columns), scale, factor, 4)[0].shape == codes.shape
         energy = zero(groups, rows, dtype=torch.float64)
         assert objective(codes, scale, gram, cross, energy).shape == scale.shape
 
@@ -146,6 +149,14 @@ def test_descent_refuses(solver, changed: dict, message: str) -> None:
         solver(**descent_arguments(**changed))
 
 
+@pytest.mark.parametrize("steps", [-1, 2**31])
+def test_search_refuses_steps(steps: int) -> None:
+    arguments = descent_arguments()
+    del arguments["rounds"]
+    with pytest.raises(RuntimeError, match=f"steps must be 0 to .*, got {steps}"):
+        search(**arguments, steps=steps)
+
+
 def test_weight_space_and_feedback_refuse() -> None:
     weight, scale = torch.randn(1, 3, 10), torch.ones(1, 3, dtype=torch.float64)
     with pytest.raises(RuntimeError, match="weight holds NaN"):
@@ -184,7 +195,7 @@ def test_every_stage_is_on_the_grid_and_no_worse_than_the_one_before(
     weight, moments = layer.weight.to(dtype), layer.moments(dtype)
     slack = 1e-12 if dtype == torch.float64 else 1e-5
     codes, scale = fwa(weight, bits)
-    starts = [(codes, scale), (feedback(weight, scale, feedback_factor(layer.gram), bits), scale)]
+    starts = [(codes, scale), (feedback(weight, scale, feedback_factor(layer.gram), bits)[0], scale)]
     for codes, scale in starts:
         error = layer.objective(codes, scale)
         for solver in (planes, polish):
@@ -224,6 +235,7 @@ def operator_calls(device: torch.device) -> dict[str, tuple]:
         "ofwa": (layer.weight, codes, scale, 4, 5),
         "planes": (*moments, 4, 5),
         "polish": (*moments, 4, 5),
+        "search": (*moments, 4, 30, 1),
         "feedback": (layer.weight, scale, feedback_factor(layer.gram), 4),
         "objective": (*moments, layer.energy),
     }
@@ -233,7 +245,7 @@ def operator_calls(device: torch.device) -> dict[str, tuple]:
     }
 
 
-OPERATORS = ["fwa", "ofwa", "planes", "polish", "feedback", "objective"]
+OPERATORS = ["fwa", "ofwa", "planes", "polish", "search", "feedback", "objective"]
 
 
 @pytest.mark.parametrize("name", OPERATORS)
@@ -260,11 +272,12 @@ def test_cuda_follows_the_cpu(bits: int) -> None:
     assert torch.equal(on_gpu[0].cpu(), codes)
     torch.testing.assert_close(on_gpu[1].cpu(), scale, rtol=1e-12, atol=0)
     factor = feedback_factor(layer.gram)
-    rounded = feedback(layer.weight, scale, factor, bits)
-    assert (feedback(weight, scale.cuda(), factor.cuda(), bits).cpu() == rounded).all(
-        2
-    ).double().mean() > 0.95
-    for solver in (planes, polish):
+    rounded, loss = feedback(layer.weight, scale, factor, bits)
+    on_gpu, gpu_loss = (tensor.cpu() for tensor in feedback(weight, scale.cuda(), factor.cuda(), bits))
+    same = (on_gpu == rounded).all(2)
+    assert same.double().mean() > 0.95
+    torch.testing.assert_close(gpu_loss[same], loss[same], rtol=1e-9, atol=0)
+    for solver in (planes, polish, partial(search, steps=200)):
         cpu = solver(codes, scale, *layer.moments(), bits)
         gpu = solver(codes.cuda(), scale.cuda(), layer.gram.cuda(), layer.cross.cuda(), bits)
         same = (gpu.codes.cpu() == cpu.codes).all(2)

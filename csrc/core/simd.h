@@ -6,7 +6,8 @@
 // calls must be inlined. It is passed by value and captures by value, so that the compiler knows that no
 // store in the loop (of chars, above all) changes n or a pointer. Only the instruction set differs: nothing
 // is reassociated or contracted (-ffp-contract=off), so every machine computes the same bits. Sums that shall
-// be vectorised spell their lanes out.
+// be vectorised spell their lanes out. `run_fused` allows fused multiply-adds where the machine has them, for
+// long matrix products: twice as fast, and rounded less often than elsewhere.
 #pragma once
 
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && !defined(__CUDACC__)
@@ -37,6 +38,19 @@ __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,prefer-vector-width=51
   body();
 }
 
+#define BITSPLIT_FUSED __attribute__((optimize("fp-contract=fast")))
+
+template <typename Body>
+BITSPLIT_FUSED __attribute__((target("avx2,fma,f16c"))) void run_avx2_fused(Body body) {
+  body();
+}
+
+template <typename Body>
+BITSPLIT_FUSED __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,prefer-vector-width=512"))) void
+run_avx512_fused(Body body) {
+  body();
+}
+
 inline Level best_level() {
   static const Level level = [] {
     if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
@@ -53,11 +67,23 @@ void run_at(Level level, const Body& body) {
   if (level == Level::avx2) return run_avx2(body);
   run_baseline(body);
 }
+
+template <typename Body>
+void run_fused(const Body& body) {
+  if (best_level() == Level::avx512) return run_avx512_fused(body);
+  if (best_level() == Level::avx2 && __builtin_cpu_supports("fma")) return run_avx2_fused(body);
+  run_baseline(body);
+}
 #else
 inline Level best_level() { return Level::baseline; }
 
 template <typename Body>
 void run_at(Level, const Body& body) {
+  run_baseline(body);
+}
+
+template <typename Body>
+void run_fused(const Body& body) {
   run_baseline(body);
 }
 #endif

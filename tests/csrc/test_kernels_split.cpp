@@ -10,6 +10,7 @@
 #include "ops/split/split_kernels.cuh"
 #include "ops/split/split_tile.h"
 #include "ops/split/split_weights.h"
+#include "split_layers.h"
 
 namespace {
 
@@ -20,65 +21,6 @@ template <class T>
 class SplitKernels : public testing::Test {};
 using Types = testing::Types<float, double>;
 TYPED_TEST_SUITE(SplitKernels, Types);
-
-// Random layers in matrix form, with correlated inputs and a dead one. Values are multiples of 1/8 and few
-// patches are used, so G and C are exact in float: CPU and kernels differ in nothing but the order of later
-// sums.
-template <class T>
-struct Layers {
-  int groups, rows, columns;
-  std::vector<T> weight, gram, cross;  // [g, M, N], [g, N, N], [g, N, M]
-
-  Layers(int groups, int rows, int columns, unsigned seed)
-      : groups(groups),
-        rows(rows),
-        columns(columns),
-        weight(groups * rows * columns),
-        gram(groups * columns * columns),
-        cross(groups * columns * rows) {
-    std::mt19937 random(seed);
-    std::uniform_int_distribution<int> eighths(-16, 16);
-    const int patches = columns + 20;
-    for (T& w : weight) w = eighths(random) / T(64) + T(1) / 1024;
-    for (int g = 0; g < groups; ++g) {
-      std::vector<double> x(columns * patches);
-      for (int n = 0; n < columns; ++n)
-        for (int k = 0; k < patches; ++k) {
-          const double shared = n % 3 == 0 || n == 1 ? 0 : x[(n - 1) * patches + k] / 2;
-          x[n * patches + k] = n == columns / 2 ? 0 : eighths(random) / 8.0 + std::round(shared * 8) / 8;
-        }
-      for (int i = 0; i < columns; ++i)
-        for (int j = 0; j < columns; ++j) {
-          double sum = 0;
-          for (int k = 0; k < patches; ++k) sum += x[i * patches + k] * x[j * patches + k];
-          gram[(g * columns + i) * columns + j] = static_cast<T>(sum);
-        }
-      for (int m = 0; m < rows; ++m)
-        for (int n = 0; n < columns; ++n) {
-          double sum = 0;
-          for (int i = 0; i < columns; ++i)
-            sum += double(gram[(g * columns + n) * columns + i]) * weight[(g * rows + m) * columns + i];
-          cross[(g * columns + n) * rows + m] = static_cast<T>(sum);
-        }
-    }
-  }
-};
-
-struct Codes {
-  std::vector<int8_t> codes;
-  std::vector<double> scale, explained;
-  std::vector<int64_t> rounds;
-};
-
-template <class T>
-Codes fwa_on_cpu(const Layers<T>& layers, int bits) {
-  const int rows = layers.groups * layers.rows;
-  Codes fit{std::vector<int8_t>(rows * layers.columns), std::vector<double>(rows), {}, {}};
-  for (int r = 0; r < rows; ++r)
-    fwa_row(&layers.weight[r * layers.columns], layers.columns, bits, &fit.codes[r * layers.columns],
-            fit.scale[r]);
-  return fit;
-}
 
 // What the two sides do where a matrix product follows a kernel: target[r, n] -= amounts[r, i] * matrix[first
 // + i, n].
@@ -98,10 +40,7 @@ Codes descend_on_cpu(const Layers<T>& layers, const Codes& start, int planes, in
   Codes result = start;
   result.explained.resize(start.scale.size());
   result.rounds.resize(start.scale.size());
-  Panels<T> panels(layers.groups, layers.columns);
-  for (int g = 0; g < layers.groups; ++g)
-    for (int block = 0; block < panels.blocks; ++block)
-      panels.pack(&layers.gram[g * layers.columns * layers.columns], g, block);
+  const Panels<T> panels = packed_gram(layers);
   const Problem<T> problem{panels, layers.cross.data(), layers.rows, planes, limit, rounds};
   for (int g = 0; g < layers.groups; ++g) {
     const int row = g * layers.rows;
@@ -222,16 +161,21 @@ TYPED_TEST(SplitKernels, FeedbackAgreesWithTheCpu) {
         factor[(g * columns + i) * columns + n] = static_cast<T>(n == i ? 1.5 : uniform(random));
   Panels<T> panels(groups, columns);
   std::vector<int8_t> cpu(groups * rows * columns), cuda(cpu.size(), 99);
+  std::vector<double> cpu_loss(groups * rows, -1), cuda_loss(groups * rows, 0);
+  std::vector<T> diagonal(groups * columns, T(1.5)), padded_diagonal(panels.padded, T(0));
+  std::fill_n(padded_diagonal.begin(), columns, T(1.5));
   for (int g = 0; g < groups; ++g) {
     for (int block = 0; block < panels.blocks; ++block)
       panels.pack_shares(&factor[g * columns * columns], g, block);
     Feedback<T>{panels,
+                padded_diagonal.data(),
                 g,
                 rows,
                 &layers.weight[g * rows * columns],
                 &fit.scale[g * rows],
                 level_limit(bits),
-                &cpu[g * rows * columns]}
+                &cpu[g * rows * columns],
+                &cpu_loss[g * rows]}
         .round(0, rows);
     for (int i = 0; i < columns; ++i)
       for (int n = i + 1; n < columns; ++n)
@@ -245,11 +189,14 @@ TYPED_TEST(SplitKernels, FeedbackAgreesWithTheCpu) {
   std::vector<T> wanted = weight;
   for (int first = 0; first < columns; first += kColumns) {
     cuda_on_cpu::launch({1, groups}, kWarpsPerBlock * kWarp, 0, feedback_kernel<T>, (const T*)wanted.data(),
-                        (const T*)weight.data(), (const T*)shares.data(), cuda.data(), excess.data(), rows,
-                        columns, first, T(level_limit(bits)));
+                        (const T*)weight.data(), (const T*)shares.data(), (const T*)diagonal.data(),
+                        cuda.data(), excess.data(), cuda_loss.data(), rows, columns, first,
+                        T(level_limit(bits)));
     pass_on(wanted, excess, shares, groups, rows, columns, first);
   }
   EXPECT_EQ(cpu, cuda);
+  for (int r = 0; r < groups * rows; ++r)
+    EXPECT_NEAR(cpu_loss[r] / (cuda_loss[r] * fit.scale[r] * fit.scale[r]), 1, 1e-5);
 }
 
 TYPED_TEST(SplitKernels, WeightSpaceAgreesWithTheCpu) {

@@ -11,6 +11,8 @@
 namespace bitsplit::split {
 namespace {
 
+constexpr int64_t kMostSearchSteps = 1 << 30;  // they are counted in int32
+
 void check_bits(int64_t bits) { TORCH_CHECK(bits >= 2 && bits <= 8, "bits must be 2 to 8, got ", bits); }
 
 void check_rounds(int64_t rounds) { TORCH_CHECK(rounds >= 0, "rounds must not be negative, got ", rounds); }
@@ -64,15 +66,24 @@ void check_response(const at::Tensor& codes, const at::Tensor& gram, const at::T
   check_rows(codes.size(1), cross.size(2), "codes");
 }
 
-Descent descend(const at::Tensor& codes, const at::Tensor& scale, const at::Tensor& gram,
-                const at::Tensor& cross, int64_t bits, int64_t rounds, bool by_planes, DescentKernel kernel) {
+// The arguments of a descent, from any start of its own.
+void check_descent(const at::Tensor& codes, const at::Tensor& scale, const at::Tensor& gram,
+                   const at::Tensor& cross, int64_t bits) {
   check_bits(bits);
-  check_rounds(rounds);
   check_codes(codes, bits, codes);
   check_response(codes, gram, cross);
   check_scale(scale, codes.size(0), codes.size(1), codes);
-  if (codes.numel() == 0)
-    return {codes.clone(), scale.clone(), at::zeros_like(scale), at::zeros_like(scale, at::kLong)};
+}
+
+Descent empty_descent(const at::Tensor& codes, const at::Tensor& scale) {
+  return {codes.clone(), scale.clone(), at::zeros_like(scale), at::zeros_like(scale, at::kLong)};
+}
+
+Descent descend(const at::Tensor& codes, const at::Tensor& scale, const at::Tensor& gram,
+                const at::Tensor& cross, int64_t bits, int64_t rounds, bool by_planes, DescentKernel kernel) {
+  check_rounds(rounds);
+  check_descent(codes, scale, gram, cross, bits);
+  if (codes.numel() == 0) return empty_descent(codes, scale);
   const int planes = by_planes ? plane_count(static_cast<int>(bits)) : 1;
   const int limit = by_planes ? 1 : level_limit(static_cast<int>(bits));
   return kernel(codes.contiguous(), scale.contiguous(), gram.contiguous(), cross.contiguous(), planes, limit,
@@ -113,8 +124,18 @@ Descent polish(const at::Tensor& codes, const at::Tensor& scale, const at::Tenso
   return descend(codes, scale, gram, cross, bits, rounds, false, kernel);
 }
 
-at::Tensor feedback(const at::Tensor& target, const at::Tensor& scale, const at::Tensor& factor, int64_t bits,
-                    FeedbackKernel kernel) {
+Descent search(const at::Tensor& codes, const at::Tensor& scale, const at::Tensor& gram,
+               const at::Tensor& cross, int64_t bits, int64_t steps, int64_t seed, SearchKernel kernel) {
+  TORCH_CHECK(steps >= 0 && steps <= kMostSearchSteps, "steps must be 0 to ", kMostSearchSteps, ", got ",
+              steps);
+  check_descent(codes, scale, gram, cross, bits);
+  if (codes.numel() == 0) return empty_descent(codes, scale);
+  return kernel(codes.contiguous(), scale.contiguous(), gram.contiguous(), cross.contiguous(),
+                level_limit(static_cast<int>(bits)), static_cast<int>(steps), seed);
+}
+
+Rounded feedback(const at::Tensor& target, const at::Tensor& scale, const at::Tensor& factor, int64_t bits,
+                 FeedbackKernel kernel) {
   check_bits(bits);
   check_matrix(target, "target", target);
   check_matrix(factor, "factor", target);
@@ -126,7 +147,8 @@ at::Tensor feedback(const at::Tensor& target, const at::Tensor& scale, const at:
   TORCH_CHECK(factor.numel() == 0 || (factor.diagonal(0, 1, 2) > 0).all().item<bool>(),
               "factor must have a positive diagonal");
   if (scale.numel() == 0 || columns == 0)
-    return at::zeros({groups, scale.size(1), columns}, target.options().dtype(at::kChar));
+    return {at::zeros({groups, scale.size(1), columns}, target.options().dtype(at::kChar)),
+            at::zeros_like(scale)};
   return kernel(target.contiguous(), scale.contiguous(), factor.contiguous(), static_cast<int>(bits));
 }
 
@@ -160,7 +182,10 @@ TORCH_LIBRARY_FRAGMENT(bitsplit, m) {
   m.def(
       "polish(Tensor codes, Tensor scale, Tensor gram, Tensor cross, int bits, int rounds)"
       " -> (Tensor codes, Tensor scale, Tensor explained, Tensor rounds_used)");
-  m.def("feedback(Tensor target, Tensor scale, Tensor factor, int bits) -> Tensor codes");
+  m.def(
+      "search(Tensor codes, Tensor scale, Tensor gram, Tensor cross, int bits, int steps, int seed)"
+      " -> (Tensor codes, Tensor scale, Tensor explained, Tensor rounds_used)");
+  m.def("feedback(Tensor target, Tensor scale, Tensor factor, int bits) -> (Tensor codes, Tensor loss)");
   m.def("objective(Tensor codes, Tensor scale, Tensor gram, Tensor cross, Tensor energy) -> Tensor");
 }
 

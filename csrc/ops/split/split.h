@@ -23,6 +23,8 @@ using Fit = std::tuple<at::Tensor, at::Tensor>;  // codes, scale
 // codes, scale, explained (what the fit takes away from yy: objective = yy - explained), rounds used.
 using Descent = std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor>;
 
+using Rounded = std::tuple<at::Tensor, at::Tensor>;  // codes, loss
+
 // What a device provides. Arguments are checked, contiguous and not empty; gram and factor may be wider than
 // the dtype computed in.
 using FwaKernel = Fit (*)(const at::Tensor& weight, int bits);
@@ -30,8 +32,10 @@ using OfwaKernel = Fit (*)(const at::Tensor& weight, const at::Tensor& codes, co
                            int bits, int rounds);
 using DescentKernel = Descent (*)(const at::Tensor& codes, const at::Tensor& scale, const at::Tensor& gram,
                                   const at::Tensor& cross, int planes, int limit, int rounds);
-using FeedbackKernel = at::Tensor (*)(const at::Tensor& target, const at::Tensor& scale,
-                                      const at::Tensor& factor, int bits);
+using SearchKernel = Descent (*)(const at::Tensor& codes, const at::Tensor& scale, const at::Tensor& gram,
+                                 const at::Tensor& cross, int limit, int steps, int64_t seed);
+using FeedbackKernel = Rounded (*)(const at::Tensor& target, const at::Tensor& scale,
+                                   const at::Tensor& factor, int bits);
 
 // Weight space: codes = nearest(w / s), s = <w, q> / <q, q>, from s = max|w| / limit on until no code moves.
 // An all-zero row gives codes 0 and scale 1.
@@ -53,9 +57,17 @@ Descent planes(const at::Tensor& codes, const at::Tensor& scale, const at::Tenso
 Descent polish(const at::Tensor& codes, const at::Tensor& scale, const at::Tensor& gram,
                const at::Tensor& cross, int64_t bits, int64_t rounds, DescentKernel kernel);
 
+// Response space, away from a fixed point: `steps` steps of the tabu search of core/tabu_search.h, the scale
+// always at its best. Returns the best codes met, never worse than the start but for rounding; rounds used
+// are the steps. `seed`, group and channel decide the random numbers. A coordinate with G_nn = 0 keeps its
+// value; a row stays as it is where q.c or q G q of its start is not positive.
+Descent search(const at::Tensor& codes, const at::Tensor& scale, const at::Tensor& gram,
+               const at::Tensor& cross, int64_t bits, int64_t steps, int64_t seed, SearchKernel kernel);
+
 // Rounds coordinates 0..N-1 in turn, later ones making good for earlier: with U the upper triangular factor
 // of the damped G = U U^T, code n = nearest((w_n + sum over i < n of (w_i - s q_i) U_in / U_nn) / s).
-at::Tensor feedback(const at::Tensor& target, const at::Tensor& scale, const at::Tensor& factor, int64_t bits,
-                    FeedbackKernel kernel);
+// loss [g, R], float64: (w - s q) U U^T (w - s q), the sum of what each rounding loses.
+Rounded feedback(const at::Tensor& target, const at::Tensor& scale, const at::Tensor& factor, int64_t bits,
+                 FeedbackKernel kernel);
 
 }  // namespace bitsplit::split

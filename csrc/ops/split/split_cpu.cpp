@@ -1,8 +1,10 @@
 // The CPU kernels of the split family: tiles of rows in parallel, the loops in split_rows.h.
 #include <ATen/Dispatch.h>
 #include <ATen/Parallel.h>
+#include <ATen/ops/constant_pad_nd.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
+#include <ATen/ops/full_like.h>
 #include <torch/library.h>
 
 #include <algorithm>
@@ -11,6 +13,7 @@
 #include "ops/split/split.h"
 #include "ops/split/split_feedback.h"
 #include "ops/split/split_panels.h"
+#include "ops/split/split_search.h"
 #include "ops/split/split_tile.h"
 #include "ops/split/split_weights.h"
 
@@ -53,15 +56,19 @@ Panels<T> packed(const at::Tensor& matrices, const Pack& pack) {
 }
 
 template <class T>
+Panels<T> packed_gram(const at::Tensor& gram) {
+  return packed<T>(gram, [](auto& panels, auto matrix, int64_t group, int64_t block) {
+    panels.pack(matrix, group, block);
+  });
+}
+
+template <class T>
 Descent descend_as(const at::Tensor& codes, const at::Tensor& scale, const at::Tensor& gram,
                    const at::Tensor& cross, int planes, int limit, int rounds) {
   const int64_t rows = codes.size(1), columns = codes.size(2);
   const at::Tensor out_codes = codes.clone(), out_scale = scale.clone(), explained = at::empty_like(scale);
   const at::Tensor rounds_used = at::empty(scale.sizes(), scale.options().dtype(at::kLong));
-  const auto pack = [](auto& panels, auto matrix, int64_t group, int64_t block) {
-    panels.pack(matrix, group, block);
-  };
-  const Panels<T> panels = packed<T>(gram, pack);
+  const Panels<T> panels = packed_gram<T>(gram);
   const Problem<T> problem{panels, cross.const_data_ptr<T>(), cross.size(2), planes, limit, rounds};
   for_each_tile(codes.size(0), rows, [&](int64_t group, int64_t first, int64_t count) {
     const int64_t row = group * rows + first;
@@ -80,29 +87,65 @@ Descent descend_cpu(const at::Tensor& codes, const at::Tensor& scale, const at::
 }
 
 template <class T>
-at::Tensor feedback_as(const at::Tensor& target, const at::Tensor& scale, const at::Tensor& factor,
+Descent search_as(const at::Tensor& codes, const at::Tensor& scale, const at::Tensor& gram,
+                  const at::Tensor& cross, int limit, int steps, int64_t seed) {
+  const int64_t rows = codes.size(1), columns = codes.size(2), channels = cross.size(2);
+  const at::Tensor out_codes = codes.clone(), out_scale = scale.clone(), explained = at::empty_like(scale);
+  const Panels<T> panels = packed_gram<T>(gram);
+  for_each_tile(codes.size(0), rows, [&](int64_t group, int64_t first, int64_t count) {
+    int8_t* const tile = out_codes.mutable_data_ptr<int8_t>() + (group * rows + first) * columns;
+    const Aligned<T> products = negative_products(panels, group, tile, count);
+    const int64_t stride = static_cast<int64_t>(products.size()) / panels.blocks;
+    for (int64_t r = 0; r < count; ++r) {
+      const int64_t row = group * rows + first + r, channel = (first + r) % channels;
+      double& unit = out_scale.mutable_data_ptr<double>()[row];
+      const T* const row_cross = cross.const_data_ptr<T>() + group * columns * channels + channel;
+      RowSearch<T> search(panels, group, tile + r * columns, row_cross, channels, &products[r * kBlock],
+                          stride, unit, limit);
+      const Explained found = search.run(steps, seed, group * channels + channel, tile + r * columns);
+      explained.mutable_data_ptr<double>()[row] = found.value_in(unit);
+      unit = found.possible() ? unit * found.scale() : unit;
+    }
+  });
+  return {out_codes, out_scale, explained, at::full_like(scale, steps, at::kLong)};
+}
+
+Descent search_cpu(const at::Tensor& codes, const at::Tensor& scale, const at::Tensor& gram,
+                   const at::Tensor& cross, int limit, int steps, int64_t seed) {
+  const bool single = cross.scalar_type() == at::kFloat;
+  return (single ? search_as<float> : search_as<double>)(codes, scale, gram, cross, limit, steps, seed);
+}
+
+template <class T>
+Rounded feedback_as(const at::Tensor& target, const at::Tensor& scale, const at::Tensor& factor,
                        int bits) {
   const int64_t channels = target.size(1), columns = target.size(2), rows = scale.size(1);
   const at::Tensor codes = at::empty({target.size(0), rows, columns}, target.options().dtype(at::kChar));
+  const at::Tensor loss = at::empty_like(scale);
   const auto pack = [](auto& panels, auto matrix, int64_t group, int64_t block) {
     panels.pack_shares(matrix, group, block);
   };
   const Panels<T> shares = packed<T>(factor, pack);
+  const at::Tensor diagonal =
+      at::constant_pad_nd(factor.diagonal(0, 1, 2).to(target.scalar_type()), {0, shares.padded - columns})
+          .contiguous();
   for_each_tile(target.size(0), rows, [&](int64_t group, int64_t first, int64_t count) {
     Feedback<T>{shares,
+                diagonal.const_data_ptr<T>() + group * shares.padded,
                 group,
                 channels,
                 target.const_data_ptr<T>() + group * channels * columns,
                 scale.const_data_ptr<double>() + group * rows,
                 level_limit(bits),
-                codes.mutable_data_ptr<int8_t>() + group * rows * columns}
+                codes.mutable_data_ptr<int8_t>() + group * rows * columns,
+                loss.mutable_data_ptr<double>() + group * rows}
         .round(first, count);
   });
-  return codes;
+  return {codes, loss};
 }
 
-at::Tensor feedback_cpu(const at::Tensor& target, const at::Tensor& scale, const at::Tensor& factor,
-                        int bits) {
+Rounded feedback_cpu(const at::Tensor& target, const at::Tensor& scale, const at::Tensor& factor,
+                     int bits) {
   return (target.scalar_type() == at::kFloat ? feedback_as<float> : feedback_as<double>)(target, scale,
                                                                                          factor, bits);
 }
@@ -149,6 +192,10 @@ TORCH_LIBRARY_IMPL(bitsplit, CPU, m) {
   m.impl("polish",
          [](const Tensor& codes, const Tensor& scale, const Tensor& gram, const Tensor& cross, int64_t bits,
             int64_t rounds) { return polish(codes, scale, gram, cross, bits, rounds, descend_cpu); });
+  m.impl("search", [](const Tensor& codes, const Tensor& scale, const Tensor& gram, const Tensor& cross,
+                      int64_t bits, int64_t steps, int64_t seed) {
+    return search(codes, scale, gram, cross, bits, steps, seed, search_cpu);
+  });
   m.impl("feedback", [](const Tensor& target, const Tensor& scale, const Tensor& factor, int64_t bits) {
     return feedback(target, scale, factor, bits, feedback_cpu);
   });

@@ -5,6 +5,7 @@
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
+#include <ATen/ops/full_like.h>
 #include <ATen/ops/ones_like.h>
 #include <ATen/ops/where.h>
 #include <ATen/ops/zeros.h>
@@ -18,6 +19,7 @@
 
 #include "ops/split/split.h"
 #include "ops/split/split_kernels.cuh"
+#include "ops/split/split_search_kernels.cuh"
 
 namespace bitsplit::split {
 namespace {
@@ -25,6 +27,7 @@ namespace {
 using at::Tensor;
 
 constexpr int kWarpThreads = kWarpsPerBlock * kWarp;
+constexpr int kSearchThreads = 256;
 
 dim3 warp_grid(int64_t rows, int64_t groups) {
   return dim3((rows + kWarpsPerBlock - 1) / kWarpsPerBlock, groups);
@@ -117,25 +120,61 @@ Descent descend_cuda(const Tensor& codes, const Tensor& scale, const Tensor& gra
 }
 
 template <class T>
-Tensor feedback_as(const Tensor& target, const Tensor& scale, const Tensor& factor, int bits) {
+Descent search_as(const Tensor& codes, const Tensor& scale, const Tensor& gram_given,
+                  const Tensor& cross_given, int limit, int steps, int64_t seed) {
+  const Tensor gram = gram_given.to(cross_given.scalar_type());
+  const Tensor cross = in_units(cross_given.transpose(1, 2), scale);
+  const Tensor now = codes.clone(), best = at::empty_like(codes), products = at::zeros_like(cross);
+  subtract_product(products, codes.to(cross.scalar_type()).neg_(), gram);
+  const Tensor best_products = at::empty_like(products), out_scale = scale.clone(),
+               explained = at::empty_like(scale);
+  const Tensor rests = at::empty_like(codes, codes.options().dtype(at::kInt));
+  const SearchState<T> state{gram.const_data_ptr<T>(),
+                             cross.const_data_ptr<T>(),
+                             products.mutable_data_ptr<T>(),
+                             best_products.mutable_data_ptr<T>(),
+                             now.mutable_data_ptr<int8_t>(),
+                             best.mutable_data_ptr<int8_t>(),
+                             rests.mutable_data_ptr<int32_t>(),
+                             out_scale.mutable_data_ptr<double>(),
+                             explained.mutable_data_ptr<double>(),
+                             static_cast<int>(codes.size(1)),
+                             static_cast<int>(codes.size(2)),
+                             static_cast<int>(cross_given.size(2))};
+  search_kernel<T><<<scale.numel(), kSearchThreads, 0, c10::cuda::getCurrentCUDAStream()>>>(
+      state, limit, steps, static_cast<uint64_t>(seed));
+  C10_CUDA_KERNEL_LAUNCH_CHECK();
+  return {best, out_scale, explained, at::full_like(scale, steps, scale.options().dtype(at::kLong))};
+}
+
+Descent search_cuda(const Tensor& codes, const Tensor& scale, const Tensor& gram, const Tensor& cross,
+                    int limit, int steps, int64_t seed) {
+  const c10::cuda::CUDAGuard guard(codes.device());
+  const bool single = cross.scalar_type() == at::kFloat;
+  return (single ? search_as<float> : search_as<double>)(codes, scale, gram, cross, limit, steps, seed);
+}
+
+template <class T>
+Rounded feedback_as(const Tensor& target, const Tensor& scale, const Tensor& factor, int bits) {
   const int64_t groups = target.size(0), rows = scale.size(1), columns = target.size(2);
   const Tensor shares = factor.div(factor.diagonal(0, 1, 2).unsqueeze(1)).triu(1).to(target.scalar_type());
   const Tensor weight = in_units(target, scale), wanted = weight.clone();
   const Tensor codes = at::empty(weight.sizes(), weight.options().dtype(at::kChar));
-  const Tensor excess = at::empty({groups, rows, kColumns}, weight.options());
+  const Tensor excess = at::empty({groups, rows, kColumns}, weight.options()), loss = at::zeros_like(scale);
+  const Tensor diagonal = factor.diagonal(0, 1, 2).to(target.scalar_type()).contiguous();
   const auto stream = c10::cuda::getCurrentCUDAStream();
   for (int64_t first = 0; first < columns; first += kColumns) {
     feedback_kernel<T><<<warp_grid(rows, groups), kWarpThreads, 0, stream>>>(
         wanted.const_data_ptr<T>(), weight.const_data_ptr<T>(), shares.const_data_ptr<T>(),
-        codes.mutable_data_ptr<int8_t>(), excess.mutable_data_ptr<T>(), rows, columns, first,
-        level_limit(bits));
+        diagonal.const_data_ptr<T>(), codes.mutable_data_ptr<int8_t>(), excess.mutable_data_ptr<T>(),
+        loss.mutable_data_ptr<double>(), rows, columns, first, level_limit(bits));
     C10_CUDA_KERNEL_LAUNCH_CHECK();
     if (first + kColumns < columns) pass_on(wanted, excess, shares, first, first + kColumns);
   }
-  return codes;
+  return {codes, loss.mul_(scale).mul_(scale)};
 }
 
-Tensor feedback_cuda(const Tensor& target, const Tensor& scale, const Tensor& factor, int bits) {
+Rounded feedback_cuda(const Tensor& target, const Tensor& scale, const Tensor& factor, int bits) {
   const c10::cuda::CUDAGuard guard(target.device());
   return (target.scalar_type() == at::kFloat ? feedback_as<float> : feedback_as<double>)(target, scale,
                                                                                          factor, bits);
@@ -177,6 +216,10 @@ TORCH_LIBRARY_IMPL(bitsplit, CUDA, m) {
   m.impl("polish",
          [](const Tensor& codes, const Tensor& scale, const Tensor& gram, const Tensor& cross, int64_t bits,
             int64_t rounds) { return polish(codes, scale, gram, cross, bits, rounds, descend_cuda); });
+  m.impl("search", [](const Tensor& codes, const Tensor& scale, const Tensor& gram, const Tensor& cross,
+                      int64_t bits, int64_t steps, int64_t seed) {
+    return search(codes, scale, gram, cross, bits, steps, seed, search_cuda);
+  });
   m.impl("feedback", [](const Tensor& target, const Tensor& scale, const Tensor& factor, int64_t bits) {
     return feedback(target, scale, factor, bits, feedback_cuda);
   });

@@ -13,31 +13,36 @@ namespace bitsplit::split {
 template <class T>
 struct Feedback {
   const Panels<T>& shares;  // packed by pack_shares
+  const T* diagonal;        // [padded N], of the factor; zeros beyond N
   int64_t group, channels;
   const T* target;      // [channels, N]
   const double* scale;  // [R]
   int limit;
   int8_t* codes;  // [R, N]
+  double* loss;   // [R]
 
   // Rows [first, first + rows): block after block what earlier blocks pass on, then the block itself.
   void round(int64_t first, int64_t rows) const {
     const int64_t padded_rows = round_up(rows, kFeedbackRows), size = padded_rows * kBlock;
     Aligned<T> excess(shares.blocks * size), passed_on(size);  // [blocks, rows, 64] and one block of it
     Aligned<int8_t> rounded(size);
+    std::fill_n(loss + first, rows, 0.0);
     for (int64_t block = 0; block < shares.blocks; ++block) {
       const int64_t begin = block * kBlock, width = std::min(kBlock, shares.columns - begin);
       std::fill(passed_on.begin(), passed_on.end(), T(0));
       subtract_product(passed_on.data(), excess.data(), padded_rows, shares.panel(group, block), block);
       for (int64_t r = 0; r < padded_rows; r += kFeedbackRows) {
-        T weight[kBlock * kFeedbackRows] = {}, wanted[kBlock * kFeedbackRows] = {};
+        T weight[kBlock * kFeedbackRows] = {}, wanted[kBlock * kFeedbackRows] = {}, lost[kFeedbackRows] = {};
         for (int64_t lane = 0; lane < std::min(kFeedbackRows, rows - r); ++lane)
           for (int64_t n = 0; n < width; ++n) {
             const int64_t at = n * kFeedbackRows + lane, row = first + r + lane;
             weight[at] = static_cast<T>(target[row % channels * shares.columns + begin + n] / scale[row]);
             wanted[at] = weight[at] + passed_on[(r + lane) * kBlock + n];
           }
-        feedback_block(wanted, weight, shares.square(group, block), static_cast<T>(limit),
-                       &rounded[r * kBlock], &excess[block * size + r * kBlock]);
+        feedback_block(wanted, weight, shares.square(group, block), diagonal + begin, static_cast<T>(limit),
+                       &rounded[r * kBlock], &excess[block * size + r * kBlock], lost);
+        for (int64_t lane = 0; lane < std::min(kFeedbackRows, rows - r); ++lane)
+          loss[first + r + lane] += lost[lane] * scale[first + r + lane] * scale[first + r + lane];
       }
       for (int64_t r = 0; r < rows; ++r)
         std::copy_n(&rounded[r * kBlock], width, codes + (first + r) * shares.columns + begin);

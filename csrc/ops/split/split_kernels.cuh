@@ -136,10 +136,12 @@ __global__ void fit_scale_kernel(DescentState<T> state) {
 
 // Rounds columns first .. first + 63 in turn, in units of the scale. grid (rows / 8, groups).
 // wanted, weight, codes: [g, rows, columns]; shares [g, columns, columns] is zero on and below the diagonal;
-// excess [g, rows, 64] = code - weight.
+// excess [g, rows, 64] = code - weight. What rounding loses, weighted with diagonal [g, columns], adds to loss
+// [g, rows].
 template <class T>
-__global__ void feedback_kernel(const T* wanted, const T* weight, const T* shares, int8_t* codes, T* excess,
-                                int rows, int columns, int first, T limit) {
+__global__ void feedback_kernel(const T* wanted, const T* weight, const T* shares, const T* diagonal,
+                                int8_t* codes, T* excess, double* loss, int rows, int columns, int first,
+                                T limit) {
   __shared__ T square[kColumns * kColumns];
   const int group = blockIdx.y, lane = threadIdx.x % kWarp;
   const int row_in_group = blockIdx.x * kWarpsPerBlock + threadIdx.x / kWarp;
@@ -153,18 +155,25 @@ __global__ void feedback_kernel(const T* wanted, const T* weight, const T* share
     target[half] = wanted[row * columns + column];
     own[half] = weight[row * columns + column];
   }
+  double lost = 0;
   for (int n = 0; n < kColumns; ++n) {
-    const int half = n / kWarp, owner = n % kWarp;
+    const int half = n / kWarp, owner = n % kWarp, column = first + n;
     const T code = nearest_code(target[half], limit);
     const T given = __shfl_sync(~0u, code - own[half], owner);
     if (lane == owner) {
       surplus[half] = given;
-      if (first + n < columns) codes[row * columns + first + n] = static_cast<int8_t>(code);
+      if (column < columns) {
+        codes[row * columns + column] = static_cast<int8_t>(code);
+        const T loses = diagonal[int64_t{group} * columns + column] * (code - target[half]);
+        lost += static_cast<double>(loses) * loses;
+      }
     }
     target[0] -= square[n * kColumns + lane] * given;
     target[1] -= square[n * kColumns + kWarp + lane] * given;
   }
   for (int half = 0; half < 2; ++half) excess[row * kColumns + half * kWarp + lane] = surplus[half];
+  for (int bits = kWarp / 2; bits > 0; bits /= 2) lost += __shfl_xor_sync(~0u, lost, bits);
+  if (lane == 0) loss[row] += lost;
 }
 
 // The weight-space fit of one row a block of kRowThreads: codes [rows, columns], scale [rows].

@@ -1,7 +1,6 @@
 // The hot loops of the split solvers on the CPU: rows of weights against blocks of 64 columns. Torch-free.
 //
-// Sums are taken in a fixed order, so all instruction sets give the same bits (core/simd.h), and a row's
-// result does not depend on the rows beside it.
+// Sums are taken in a fixed order, so a row's result does not depend on the rows beside it.
 #pragma once
 
 #include <cstdint>
@@ -62,7 +61,7 @@ BITSPLIT_SIMD inline void load_digits(const int8_t* digits, Vector<T>& numbers) 
 template <class T>
 void subtract_product(T* out, const T* left, int64_t rows, const T* panel, int64_t blocks) {
   constexpr int64_t lanes = Vectors<T>::lanes, vectors = 4, width = vectors * lanes;
-  simd::run([&]() BITSPLIT_SIMD {
+  simd::run_fused([&]() BITSPLIT_SIMD {
     for (int64_t block = 0; block < blocks; ++block) {
       for (int64_t column = 0; column < kBlock; column += width) {
         for (int64_t row = 0; row < rows; row += kRowsAtOnce) {
@@ -196,15 +195,19 @@ BITSPLIT_SIMD inline void rescale_residual(T* residual, const T* cross, T growth
 
 // Rounds 64 columns of kFeedbackRows rows in turn, in units of the scale. wanted[n, row] is the weight and
 // what earlier blocks passed on (destroyed); square[i, n] is the share of the excess of column i that column
-// n > i makes good. Writes codes[row, n] and excess[row, n] = code - weight.
+// n > i makes good. Writes codes[row, n] and excess[row, n] = code - weight, and adds the squares of what
+// rounding loses, weighted with diagonal[n], to loss[row].
 template <class T>
-void feedback_block(T* wanted, const T* weight, const T* square, T limit, int8_t* codes, T* excess) {
+void feedback_block(T* wanted, const T* weight, const T* square, const T* diagonal, T limit, int8_t* codes,
+                    T* excess, T* loss) {
   constexpr int64_t rows = kFeedbackRows;
   simd::run([&]() BITSPLIT_SIMD {
     for (int64_t n = 0; n < kBlock; ++n) {
       T surplus[rows];
       for (int64_t row = 0; row < rows; ++row) {
         const T code = nearest_code(wanted[n * rows + row], limit);
+        const T lost = diagonal[n] * (code - wanted[n * rows + row]);
+        loss[row] += lost * lost;
         surplus[row] = code - weight[n * rows + row];
         codes[row * kBlock + n] = static_cast<int8_t>(code);
         excess[row * kBlock + n] = surplus[row];

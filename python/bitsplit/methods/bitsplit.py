@@ -2,9 +2,9 @@
 
 A layer's rows are fitted one by one: minimise f(s, q) = || y - s q^T X ||^2 over a scale s and integers q.
 Only G = X X^T and C = X Y^T are needed.  The paper alternates over ternary bit planes from one start.  The
-default here fits the inputs of the *quantized* predecessors to the *float* responses, lets a re-fitted bias
-absorb the means, tries several starts (scales, coordinate orders) by rounding one coordinate after the other
-with error feedback, polishes each by coordinate descent over all levels, and keeps the best per row.
+default here fits the inputs of the *quantized* predecessors to the *float* responses and lets a re-fitted
+bias absorb the means.  It rounds one coordinate after the other with error feedback at several scales,
+polishes the most promising by coordinate descent over all levels, and looks around the best by tabu search.
 """
 
 from __future__ import annotations
@@ -23,21 +23,17 @@ from bitsplit.methods.statistics import Statistics
 from bitsplit.ops.split import (
     Descent,
     best_of,
-    feedback,
     feedback_factor,
     fwa,
     ofwa,
     planes,
     polish,
     response_target,
+    search,
     solve_starts,
 )
-from bitsplit.quantizers import Grid
 
-KICK_COPIES = 4  # tried at once
-KICK_SHARE = 0.02  # of the codes of a row
-KICK_PATIENCE = 10  # restarts without any gain after which the search ends
-KICK_WORK = 10**9  # rows times columns squared, summed over the restarts of one layer
+SEARCH_WORK = 4 * 10**8  # rows times columns times steps of one layer: less than a second of one core
 
 PAPER = {
     "starts": "planes",
@@ -54,6 +50,7 @@ class BitSplit(WeightMethod):
     """Closed-form fitting of integers and scales, without gradients.
 
     rounds: at most so many sweeps of an alternation.  starts: ``several`` or the paper's ``planes``.
+    search: steps of a tabu search in every row, from its best start on; large layers get fewer.
     error_compensation: fit inputs from the quantized predecessors instead of float ones.  patches: fit on so
     many sampled patches instead of all.  ecaq: one activation scale per input channel, moved into the weights
     before they are fitted, so that the accumulation stays integer.  paper: the released behaviour throughout.
@@ -64,8 +61,7 @@ class BitSplit(WeightMethod):
     rounds: int = Field(100, ge=1)
     starts: Literal["several", "planes"] = "several"
     scales: tuple[PositiveFloat, ...] = Field((0.6, 0.7, 0.8, 0.9, 1.0, 1.1), min_length=1)
-    orders: int = Field(6, ge=0, description="random coordinate orders tried at the best scale")
-    kicks: int = Field(100, ge=0, description="restarts from the best codes, a few of them changed")
+    search: int = Field(4_000, ge=0, description="steps of a tabu search from the best start")
     polish: bool = True
     error_compensation: bool = True
     refit_bias: bool = True
@@ -104,17 +100,20 @@ class BitSplit(WeightMethod):
     def fit_weights(self, task: LayerTask) -> None:
         sums = task.statistics("quantized" if self.error_compensation else "float", self.patches)
         moments = sums.centred() if self.refit_bias else sums
-        fit = self._planes if self.starts == "planes" else self._several
-        found = fit(task, moments)
+        found = self.fit_rows(task.weight, moments.gram, moments.cross, task.weight_grid.bits, task.seed)
         task.store(found.codes, found.scale)
         if self.refit_bias:
             task.store_bias(refitted_bias(task, sums))
 
-    def _planes(self, task: LayerTask, moments: Statistics) -> Descent:
+    def fit_rows(self, weight: Tensor, gram: Tensor, cross: Tensor, bits: int, seed: int) -> Descent:
+        """Codes and scales of the rows of weight [g, M, N] from second moments alone."""
+        if self.starts == "planes":
+            return self._planes(weight, gram, cross, bits)
+        return self._several(weight, gram, cross, bits, seed)
+
+    def _planes(self, weight: Tensor, gram: Tensor, cross: Tensor, bits: int) -> Descent:
         """The paper's own road: weight space, then bit planes in response space, then perhaps polish."""
-        bits = task.weight_grid.bits
-        gram, cross = moments.gram, moments.cross
-        codes, scale = ofwa(task.weight, *fwa(task.weight, bits), bits)
+        codes, scale = ofwa(weight, *fwa(weight, bits), bits)
         found = planes(codes, scale, gram, cross, bits, self.rounds)
         if self.polish:
             found = polish(found.codes, found.scale, gram, cross, bits, self.rounds)
@@ -123,38 +122,19 @@ class BitSplit(WeightMethod):
             found = found._replace(codes=found.codes.masked_fill(dead.unsqueeze(1), 0))
         return found
 
-    def _several(self, task: LayerTask, moments: Statistics) -> Descent:
-        """Every start rounded with error feedback and polished; the best per row."""
-        bits = task.weight_grid.bits
-        gram, cross = moments.gram.float(), moments.cross.float()
-        factor = feedback_factor(moments.gram, self.damping)
-        target = response_target(task.weight, moments.gram, moments.cross, factor).float()
-        _, scale = fwa(task.weight, bits)
+    def _several(self, weight: Tensor, gram: Tensor, cross: Tensor, bits: int, seed: int) -> Descent:
+        """Scales rounded with error feedback and polished, then searched around; the best per row."""
+        factor = feedback_factor(gram, self.damping)
+        target = response_target(weight, gram, cross, factor).float()
+        gram, cross = gram.float(), cross.float()
+        _, scale = fwa(weight, bits)
         scales = torch.stack([scale * multiplier for multiplier in self.scales], dim=1)
         best = solve_starts(target, scales, gram, cross, factor, bits, self.rounds)
-        generator = torch.Generator().manual_seed(task.seed)
-        for _ in range(self.orders):
-            order = torch.randperm(target.shape[2], generator=generator).to(target.device)
-            factor = feedback_factor(moments.gram[:, order][:, :, order], self.damping)
-            codes = feedback(target[:, :, order], best.scale, factor, bits)[:, :, torch.argsort(order)]
-            found = polish(codes, best.scale, gram, cross, bits, self.rounds)
-            best = best_of(stacked(best, found), target.shape[1])
-        return self._kick(best, gram, cross, task.weight_grid, generator)
-
-    def _kick(
-        self, best: Descent, gram: Tensor, cross: Tensor, grid: Grid, generator: torch.Generator
-    ) -> Descent:
-        """Restart from the best codes, a few of them moved, until nothing has come of it for a while."""
         _, rows, columns = best.codes.shape
-        idle = 0
-        for _ in range(min(self.kicks, KICK_WORK // (rows * columns * columns))):
-            codes, scale = kicked(best, grid, generator)
-            found = polish(codes, scale, gram, cross, grid.bits, self.rounds)
-            before, best = best, best_of(stacked(best, found), rows)
-            idle = idle + 1 if torch.equal(before.explained, best.explained) else 0
-            if idle == KICK_PATIENCE:
-                break
-        return best
+        steps = min(self.search, SEARCH_WORK // (rows * columns))
+        found = search(best.codes, best.scale, gram, cross, bits, steps, seed)
+        found = polish(found.codes, found.scale, gram, cross, bits, self.rounds)
+        return best_of(stacked(best, found), rows)
 
     def finish(self, run: Run) -> None:
         if self.reestimate_norms:
@@ -164,15 +144,6 @@ class BitSplit(WeightMethod):
 def stacked(*found: Descent) -> Descent:
     """Several solutions of the same rows, one below the other."""
     return Descent(*(torch.cat(fields, dim=1) for fields in zip(*found, strict=True)))
-
-
-def kicked(best: Descent, grid: Grid, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """``KICK_COPIES`` copies of codes and scale, in each a share of the codes one level up or down."""
-    codes = best.codes.repeat(1, KICK_COPIES, 1).to(torch.int16)  # so that a step beyond 127 does not wrap
-    chance = torch.rand(codes.shape, generator=generator).to(codes.device)
-    step = (chance < KICK_SHARE / 2).to(torch.int16) - (chance > 1 - KICK_SHARE / 2).to(torch.int16)
-    moved = (codes + step).clamp(grid.low, grid.high).to(torch.int8)
-    return moved, best.scale.repeat(1, KICK_COPIES)
 
 
 def refitted_bias(task: LayerTask, sums: Statistics) -> Tensor:

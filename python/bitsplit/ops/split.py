@@ -17,6 +17,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+# Of the starts of a channel, so many with the least rounding loss are polished: with two the objective ends
+# within 0.3 % of polishing all of six, for a third of the time (ResNet-20, 2 to 4 bits, after the search).
+POLISHED_STARTS = 2
+
 
 class Descent(NamedTuple):
     """What a descent over the response returns.
@@ -82,7 +86,26 @@ def polish(
     return Descent(*torch.ops.bitsplit.polish(codes, scale, gram, cross, bits, rounds))
 
 
-def feedback(target: Tensor, scale: Tensor, factor: Tensor, bits: int) -> Tensor:
+def search(
+    codes: Tensor, scale: Tensor, gram: Tensor, cross: Tensor, bits: int, steps: int, seed: int = 0
+) -> Descent:
+    """Look for better codes around a fixed point: one code a step, the best move even if it is a loss.
+
+    A tabu search: a code that moved rests for a few steps, and every so often the search goes back to the
+    best codes and moves a few at random. The scale is the best one throughout.
+
+    Args:
+        codes, scale, gram, cross: as for `planes`.
+        steps: so many for every row.
+        seed: decides the random moves, together with group and channel.
+
+    Returns:
+        The best codes met, not necessarily a fixed point of `polish`.
+    """
+    return Descent(*torch.ops.bitsplit.search(codes, scale, gram, cross, bits, steps, seed))
+
+
+def feedback(target: Tensor, scale: Tensor, factor: Tensor, bits: int) -> tuple[Tensor, Tensor]:
     """Round coordinate after coordinate, later ones making good for the errors of earlier ones.
 
     Args:
@@ -90,7 +113,7 @@ def feedback(target: Tensor, scale: Tensor, factor: Tensor, bits: int) -> Tensor
         factor: [g, N, N], from `feedback_factor`.
 
     Returns:
-        Codes [g, R, N] int8.
+        Codes [g, R, N] int8, and the loss [g, R] float64: e damped(G) e, e = target - scale * codes.
     """
     return torch.ops.bitsplit.feedback(target, scale, factor, bits)
 
@@ -140,19 +163,23 @@ def response_target(weight: Tensor, gram: Tensor, cross: Tensor, factor: Tensor)
 
 def best_of(descent: Descent, channels: int) -> Descent:
     """The best of the starts stacked in `descent` (R = S * channels) per channel; the first of equals."""
-    groups, rows, columns = descent.codes.shape
-    starts = rows // channels
-    winner = descent.explained.view(groups, starts, channels).argmax(1)
-    row = winner * channels + torch.arange(channels, device=winner.device)
-    scale, explained, rounds = (field.gather(1, row) for field in descent[1:])
-    codes = descent.codes.gather(1, row[:, :, None].expand(-1, -1, columns))
-    return Descent(codes, scale, explained, rounds)
+    winner = descent.explained.unflatten(1, (-1, channels)).argmax(1, keepdim=True)
+    return Descent(*(_of_starts(field, winner) for field in descent))
+
+
+def _of_starts(stacked: Tensor, start: Tensor) -> Tensor:
+    """Of a field [g, S*M, ...] the rows of the starts [g, K, M] named for every channel: [g, K*M, ...]."""
+    channels = start.shape[2]
+    row = (start * channels + torch.arange(channels, device=start.device)).flatten(1)
+    if stacked.dim() == 3:
+        return stacked.gather(1, row[:, :, None].expand(-1, -1, stacked.shape[2]))
+    return stacked.gather(1, row)
 
 
 def solve_starts(
     target: Tensor, scale: Tensor, gram: Tensor, cross: Tensor, factor: Tensor, bits: int, rounds: int = 100
 ) -> Descent:
-    """Round `target` with feedback at every scale, polish each result, keep the best per channel.
+    """Round `target` with feedback at every scale, polish the most promising, keep the best per channel.
 
     Args:
         target: [g, M, N]. scale: [g, S, M] float64, S starts. gram: [g, N, N]. cross: [g, N, M], its dtype is
@@ -161,9 +188,10 @@ def solve_starts(
     Returns:
         The best start of every channel, rows = M.
     """
-    stacked = scale.flatten(1)
-    codes = feedback(target.to(cross.dtype), stacked, factor, bits)
-    return best_of(polish(codes, stacked, gram, cross, bits, rounds), target.shape[1])
+    codes, loss = feedback(target.to(cross.dtype), scale.flatten(1), factor, bits)
+    promising = loss.view(scale.shape).argsort(stable=True, dim=1)[:, :POLISHED_STARTS]
+    codes, scale = _of_starts(codes, promising), _of_starts(scale.flatten(1), promising)
+    return best_of(polish(codes, scale, gram, cross, bits, rounds), target.shape[1])
 
 
 @torch.library.register_fake("bitsplit::fwa")
@@ -178,9 +206,7 @@ def _(weight: Tensor, codes: Tensor, scale: Tensor, bits: int, rounds: int) -> t
     return codes.new_empty(codes.shape), scale.new_empty(scale.shape)
 
 
-def _fake_descent(
-    codes: Tensor, scale: Tensor, gram: Tensor, cross: Tensor, bits: int, rounds: int
-) -> tuple[Tensor, ...]:
+def _fake_descent(codes: Tensor, scale: Tensor, *_: object) -> tuple[Tensor, ...]:
     fields = (
         scale.new_empty(scale.shape, dtype=dtype) for dtype in (torch.float64, torch.float64, torch.int64)
     )
@@ -189,11 +215,13 @@ def _fake_descent(
 
 torch.library.register_fake("bitsplit::planes", _fake_descent)
 torch.library.register_fake("bitsplit::polish", _fake_descent)
+torch.library.register_fake("bitsplit::search", _fake_descent)
 
 
 @torch.library.register_fake("bitsplit::feedback")
-def _(target: Tensor, scale: Tensor, factor: Tensor, bits: int) -> Tensor:
-    return target.new_empty((*scale.shape, target.shape[2]), dtype=torch.int8)
+def _(target: Tensor, scale: Tensor, factor: Tensor, bits: int) -> tuple[Tensor, Tensor]:
+    codes = target.new_empty((*scale.shape, target.shape[2]), dtype=torch.int8)
+    return codes, scale.new_empty(scale.shape)
 
 
 @torch.library.register_fake("bitsplit::objective")
