@@ -18,6 +18,14 @@ struct Machine {
   using Unaligned __attribute__((vector_size(bytes), aligned(sizeof(T)), may_alias)) = T;
 };
 
+// sums[l] += vector[l]; from memory, because the compiler converts the lanes of a register one by one.
+template <typename M, typename T>
+BITSPLIT_INLINE void add_lanes(const typename M::Vector& vector, double* sums) {
+  T lanes[M::lanes];
+  *reinterpret_cast<typename M::Unaligned*>(lanes) = vector;
+  for (int l = 0; l < M::lanes; ++l) sums[l] += lanes[l];
+}
+
 BITSPLIT_INLINE int64_t shorter(int64_t a, int64_t b) { return a < b ? a : b; }
 
 // Calls run(a, b, length, a_step, b_step) for the runs of the walk, and flush() at the end and before more
@@ -66,7 +74,7 @@ BITSPLIT_INLINE void outer_products(const T* a, const T* b, int64_t b_stride, co
   auto flush = [&]() __attribute__((always_inline)) {
     for (int r = 0; r < R; ++r)
       for (int v = 0; v < V; ++v) {
-        for (int l = 0; l < M::lanes; ++l) sums[r * kBlock + v * M::lanes + l] += sum[r][v][l];
+        add_lanes<M, T>(sum[r][v], sums + r * kBlock + v * M::lanes);
         sum[r][v] = Vector{};
       }
   };
@@ -119,8 +127,7 @@ BITSPLIT_INLINE void lane_products(const T* a, const T* b, Panels panels, int64_
       for (int u = 0; u < U; ++u)
         for (int i = 0; i < I; ++i)
           for (int j = 0; j < J; ++j) {
-            for (int l = 0; l < M::lanes; ++l)
-              sums[i * row_stride + j * kLanes + part + l] += sum[u][i][j][l];
+            add_lanes<M, T>(sum[u][i][j], sums + i * row_stride + j * kLanes + part);
             sum[u][i][j] = Vector{};
           }
     };
