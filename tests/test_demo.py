@@ -86,7 +86,7 @@ def test_the_demo_runs_and_shows_what_it_found(tmp_path: Path, monkeypatch: pyte
     assert best.accuracy > original.accuracy - 3
     assert best.size < original.size / 6
     text = console.export_text()
-    assert f"{best.accuracy:.2f} / {best.same_class:.1f}" in text
+    assert f"{best.accuracy:.2f}/{best.same_class:.1f}" in text
     assert Image.open(tmp_path / "demo.png").size[0] > 1000
 
 
@@ -94,10 +94,10 @@ def test_the_table_has_a_row_for_each_width_and_a_gap_where_nothing_was_tried() 
     console = recorder()
     print_table(RESULTS, console)
     text = console.export_text()
-    rows = {line.split()[1]: line for line in text.splitlines() if " / " in line and "W" in line}
+    rows = {line.split()[0]: line for line in text.splitlines() if line.lstrip().startswith("W")}
     assert list(rows) == ["W4", "W2", "W4A4"]
-    assert "78.00 / 95.0 / 1.0" in rows["W4"] and "79.50 / 98.0 / 2.0" in rows["W4"]
-    assert rows["W4A4"].count(" / ") == 2
+    assert "78.00/95.0  1s" in rows["W4"] and "79.50/98.0  2s" in rows["W4"]
+    assert rows["W4A4"].count("/") == 1
     assert "float: 80.00 %" in text and "684 KiB" in text
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import types
 from collections.abc import Callable
 from pathlib import Path
@@ -187,6 +188,32 @@ def test_equalising_leaves_alone_what_is_no_pair(
     with torch.no_grad():
         net.first.weight[0] *= 30
     quantized = bitsplit.quantize(net, inputs, ["equalize", "minmax"], weights=8, policy="all")
+    assert relative_error(quantized, net, inputs) < 1e-3
+
+
+@pytest.mark.parametrize("inplace", [False, True])
+def test_layers_that_share_a_weight_get_codes_of_their_own(inplace: bool, tmp_path: Path) -> None:
+    net, inputs = Net(tied, **twins()).eval(), torch.randn(32, 3, 8, 8)
+    expected, fresh = net(inputs), copy.deepcopy(net)
+    quantized = bitsplit.quantize(net, inputs, weights=3, activations=8, policy="all", inplace=inplace)
+    found = bitsplit.codes(quantized)
+    assert set(found) == {"first", "second", "twin"}
+    assert not torch.equal(found["second"].codes, found["twin"].codes)
+    assert inplace or net.second.weight is net.twin.weight
+    assert (quantized(inputs) - expected).norm() < 0.2 * expected.norm()
+    bitsplit.save(quantized, tmp_path / "twins.safetensors")
+    loaded = bitsplit.load(tmp_path / "twins.safetensors", fresh)
+    assert torch.equal(loaded(inputs), quantized(inputs))
+
+
+@pytest.mark.parametrize("mode", ["reflect", "replicate", "circular"])
+@pytest.mark.parametrize("kind", [nn.Conv1d, nn.Conv2d])
+def test_every_padding_mode(mode: str, kind: type[nn.Module]) -> None:
+    second = kind(6, 6, 3, padding=1, padding_mode=mode)
+    net = nn.Sequential(kind(3, 6, 3, padding=1), nn.ReLU(), second).eval()
+    inputs = torch.randn(16, 3, *(8 for _ in second.kernel_size))
+    quantized = bitsplit.quantize(net, inputs, **EIGHT)
+    assert set(bitsplit.codes(quantized)) == {"0", "2"}
     assert relative_error(quantized, net, inputs) < 1e-3
 
 

@@ -20,7 +20,7 @@ from bitsplit.data import Batches, as_batches
 from bitsplit.document import explain
 from bitsplit.errors import ModelError, RecipeError
 from bitsplit.inplace import adopt
-from bitsplit.network import Network, bake_effective_weights, fold_norms, observe
+from bitsplit.network import Network, bake_effective_weights, fold_norms, observe, untie_layers
 from bitsplit.plan import Plan, make_plan
 from bitsplit.quantizers import quantized_layers
 from bitsplit.recipe import Recipe
@@ -128,6 +128,7 @@ def _observed_copy(
         raise ModelError(f"the model cannot be copied: {error}") from error
     if device is not None:
         student.to(device)
+    untie_layers(student)
     network = observe(student, to_device(batches.first(), device_of(student)), forward)
     network = bake_effective_weights(network)
     fold_norms(network)

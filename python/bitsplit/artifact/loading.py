@@ -17,6 +17,7 @@ from bitsplit.artifact.state import join, split
 from bitsplit.inplace import adopt
 from bitsplit.network.baking import make_plain
 from bitsplit.network.folded import folded_class
+from bitsplit.network.ties import untie_layers
 from bitsplit.quantizers import (
     ActivationQuantizer,
     Grid,
@@ -54,7 +55,8 @@ def load(path: str | Path, model: Model) -> Model:
 
 
 def _take_structure(model: nn.Module, manifest: Manifest) -> None:
-    """Repeat the changes of structure: layers that store what they computed, norms that pass through."""
+    """Repeat the changes of structure: weights untied or stored instead of computed, norms that pass on."""
+    untie_layers(model)
     for name, form in manifest.plain_layers.items():
         make_plain(model.get_submodule(name), form)
     for name in manifest.folded_norms:

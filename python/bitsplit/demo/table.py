@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -25,7 +26,10 @@ def print_table(results: Sequence[Result], console: Console) -> None:
 
     table = Table(
         title=f"float: {original.accuracy:.2f} % of the test images right, {original.size / 1024:.0f} KiB",
-        caption="% right / % same class as float / seconds to quantize; first and last layer at 8 bits",
+        caption="% right / % same class as float, seconds to quantize; first and last layer at 8 bits",
+        box=box.SIMPLE_HEAD,  # fits into 80 columns
+        padding=0,
+        collapse_padding=True,
     )
     table.add_column("bits")
     table.add_column("KiB", justify="right")
@@ -40,5 +44,5 @@ def print_table(results: Sequence[Result], console: Console) -> None:
 
 
 def _cell(result: Result, best: float) -> str:
-    text = f"{result.accuracy:.2f} / {result.same_class:.1f} / {result.seconds:.1f}"
+    text = f"{result.accuracy:.2f}/{result.same_class:.1f} {result.seconds:2.0f}s"
     return f"[bold]{text}[/bold]" if result.accuracy == best else text

@@ -6,6 +6,7 @@ from bitsplit.network.folded import FoldedNorm
 from bitsplit.network.layers import KINDS, Columns, LayerKind, kind_of
 from bitsplit.network.model import Layer, Network, Norm, Uncovered, Unit
 from bitsplit.network.observe import observe
+from bitsplit.network.ties import untie_layers
 
 __all__ = [
     "KINDS",
@@ -22,4 +23,5 @@ __all__ = [
     "fold_norms",
     "kind_of",
     "observe",
+    "untie_layers",
 ]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
@@ -11,6 +9,7 @@ from bitsplit.network.facts import Facts
 from bitsplit.network.model import Norm
 from bitsplit.network.operations import REARRANGING
 from bitsplit.network.record import Call
+from bitsplit.network.ties import shared_parameters
 from bitsplit.network.usage import Usage
 
 
@@ -133,12 +132,3 @@ def _origin(call: Call, facts: Facts) -> str:
         if value.producer is not None
         else f"an {value.origin}"
     )
-
-
-def shared_parameters(model: nn.Module) -> set[str]:
-    """The names of parameters that several modules own, all names of each."""
-    names: dict[int, list[str]] = defaultdict(list)
-    for path, module in model.named_modules():
-        for key, parameter in module.named_parameters(recurse=False):
-            names[id(parameter)].append(f"{path}.{key}" if path else key)
-    return {name for group in names.values() if len(group) > 1 for name in group}

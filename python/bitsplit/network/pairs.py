@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from bitsplit.network.model import Layer, Network
-from bitsplit.network.norms import shared_parameters
 from bitsplit.network.operations import NORMS, operand
 from bitsplit.network.record import Op
+from bitsplit.network.ties import shared_parameters
 
 # operations with f(s x) = s f(x) for s > 0: element by element, over the last axes, and mere views
 _ELEMENTWISE = frozenset({"relu", "leaky_relu", "clone", "dropout", "detach", "alias"})

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from bitsplit.network.facts import Facts, Product
-from bitsplit.network.layers import LayerKind, kind_of
+from bitsplit.network.layers import LayerKind, has_plain_forward, kind_of
 from bitsplit.network.operations import PADDING, REARRANGING, operand, refs
 from bitsplit.network.record import Call
 
@@ -92,7 +92,7 @@ def _why_not_plain(
         return "it does not give one tensor"
     return (
         _why_other_geometry(module, kind, product, facts)
-        or _why_other_input(call, product, facts)
+        or _why_other_input(module, call, product, facts)
         or _why_other_output(call, product, facts)
         or _why_other_weight(name, product, facts)
     )
@@ -117,7 +117,9 @@ def _why_other_geometry(module: nn.Module, kind: LayerKind, product: Product, fa
     return "" if used == own else "its convolution has another geometry than its attributes say"
 
 
-def _why_other_input(call: Call, product: Product, facts: Facts) -> str:
+def _why_other_input(module: nn.Module, call: Call, product: Product, facts: Facts) -> str:
+    if has_plain_forward(module) and getattr(module, "padding_mode", "zeros") == "circular":
+        return ""  # torch pads so by copying slices, which cannot be followed back
     source = facts.back_through(product.data, REARRANGING | PADDING, call.first)
     if source == call.inputs[0]:
         return ""
