@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from bitsplit.calibration.features import FeatureStore
+from bitsplit.calibration.features import SMALL, FeatureStore, _Slabs
 
 CPU = torch.device("cpu")
 TREES = [
@@ -42,6 +42,15 @@ def test_values_come_back_whatever_the_budget(budget: int, tmp_path: Path) -> No
     assert store.in_memory <= budget
     store.close()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_small_tensors_lie_side_by_side_and_keep_their_values() -> None:
+    slabs = _Slabs()
+    tensors = [torch.full((n, 3), float(n)).T for n in range(1, 400)] + [torch.rand(SMALL // 4 - 1)] * 5
+    placed = [slabs.place(tensor) for tensor in tensors]
+    assert len({tensor.untyped_storage().data_ptr() for tensor in placed}) == 2
+    assert all(torch.equal(*pair) for pair in zip(placed, tensors, strict=True))
+    assert placed[7].stride() == tensors[7].stride()
 
 
 def test_a_caller_may_change_what_it_gets(tmp_path: Path) -> None:

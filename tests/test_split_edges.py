@@ -103,6 +103,15 @@ def test_strides_do_not_matter() -> None:
     assert torch.equal(plain.codes, strided.codes)
 
 
+def test_the_damping_grows_where_rounding_left_gram_indefinite() -> None:
+    good, noisy = torch.eye(3), torch.eye(3)
+    noisy[0, 1] = noisy[1, 0] = 1.05  # an eigenvalue of -0.05
+    factor = feedback_factor(torch.stack([good, noisy]))
+    torch.testing.assert_close(factor @ factor.mT, torch.stack([1.01 * good, noisy + 0.1 * good]))
+    with pytest.raises(ValueError, match="not a matrix of second moments"):
+        feedback_factor(torch.full((1, 2, 2), torch.nan))
+
+
 # ---- Errors say what was required and what was given -----------------------------------------------------
 
 

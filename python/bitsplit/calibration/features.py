@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+SMALL = 1 << 20  # bytes
+
 
 @dataclass(frozen=True)
 class _OnDisk:
@@ -25,6 +27,28 @@ class _OnDisk:
     shape: torch.Size
     stride: tuple[int, ...]
     dtype: torch.dtype
+
+
+class _Slabs:
+    """Places for small tensors, many in one piece of memory.
+
+    Between large tensors that come and go, each small one that stays would keep the hole beside it from being
+    used again, so that memory would grow with the number of batches.
+    """
+
+    size = 4 * SMALL
+
+    def __init__(self) -> None:
+        self._slab = torch.empty(0, dtype=torch.uint8)
+
+    def place(self, tensor: Tensor) -> Tensor:
+        """A copy of a dense tensor in its own order of elements."""
+        size = tensor.numel() * tensor.element_size()
+        if size > self._slab.numel():
+            self._slab = torch.empty(self.size, dtype=torch.uint8)
+        place = self._slab[:size].view(tensor.dtype).as_strided(tensor.shape, tensor.stride())
+        self._slab = self._slab[-(-size // 64) * 64 :]
+        return place.copy_(tensor)
 
 
 class FeatureStore:
@@ -38,6 +62,7 @@ class FeatureStore:
         self._folder: Path | None = None
         self._trees: dict[Hashable, tuple[list[Any], Any, torch.device]] = {}
         self._files = 0
+        self._slabs = _Slabs()
 
     def put(self, key: Hashable, tree: Any, device: torch.device) -> None:
         """Keep ``tree``; ``get`` brings its tensors back to ``device``."""
@@ -72,7 +97,7 @@ class FeatureStore:
         copied = leaf.detach().to("cpu", copy=True)  # dense, in the order of the leaf
         if self.in_memory + size <= self.budget:
             self.in_memory += size
-            return copied
+            return self._slabs.place(copied) if 0 < size < SMALL else copied
         return self._write(copied)
 
     def _write(self, tensor: Tensor) -> _OnDisk:
