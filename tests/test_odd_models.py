@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 
 import bitsplit
-from bitsplit.errors import BitsplitError, CheckpointError, ModelError, RecipeError
+from bitsplit.errors import BitsplitError, CalibrationError, CheckpointError, ModelError, RecipeError
 
 
 class Net(nn.Module):
@@ -189,6 +189,18 @@ def test_equalising_leaves_alone_what_is_no_pair(
         net.first.weight[0] *= 30
     quantized = bitsplit.quantize(net, inputs, ["equalize", "minmax"], weights=8, policy="all")
     assert relative_error(quantized, net, inputs) < 1e-3
+
+
+def test_a_layer_too_large_for_the_memory_is_named_before_anything_runs(monkeypatch) -> None:
+    net = nn.Sequential(
+        nn.Linear(6, 600), nn.ReLU(), nn.Linear(600, 600), nn.ReLU(), nn.Linear(600, 3)
+    ).eval()
+    monkeypatch.setattr("bitsplit.calibration.engine.free_memory", lambda device: 2 * 8 * 600**2)
+    inputs = torch.randn(16, 6)
+    with pytest.raises(CalibrationError, match=r"^2: fitting it takes about .* GiB of memory"):
+        bitsplit.quantize(net, inputs, weights=4)
+    for remedy in ({"layers": {"[24]": {"weights": None}}}, {"method": "mse"}):
+        assert bitsplit.codes(bitsplit.quantize(net, inputs, weights=4, **remedy))
 
 
 @pytest.mark.parametrize("inplace", [False, True])

@@ -13,7 +13,7 @@ from torch.utils import _pytree as pytree
 
 from bitsplit.calibration.checkpoint import Checkpoint
 from bitsplit.calibration.features import FeatureStore
-from bitsplit.calibration.forecast import forecast
+from bitsplit.calibration.forecast import feature_bytes, forecast, free_memory
 from bitsplit.calibration.progress import Progress
 from bitsplit.calibration.replay import Replay, UnitCall
 from bitsplit.calibration.responses import ResponseErrors
@@ -103,7 +103,9 @@ class Engine:
     def _walk(self) -> None:
         schedule = self.schedule
         fitted: set[str] = set()
-        needed = forecast(self.network, schedule, self.data, self.store.budget)
+        features = feature_bytes(self.network, schedule, self.data)
+        needed = forecast(self.network, self.plan, self.methods, features, self.store.budget)
+        needed.check(free_memory(self.student_replay.device))
         with Progress(len(self.network.layers), str(needed)) as progress:
             for position, call in enumerate(schedule.calls):
                 units = {call[0], *schedule.inside.get(call, ())} - fitted

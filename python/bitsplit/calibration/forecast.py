@@ -5,13 +5,20 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 
+import torch
+
 from bitsplit.calibration.schedule import Schedule
 from bitsplit.data import Batches
+from bitsplit.errors import CalibrationError
+from bitsplit.methods.base import Method
 from bitsplit.network import Network
+from bitsplit.plan import Plan
 
 
-def free_memory() -> int:
-    """Bytes of host memory that can be used without swapping."""
+def free_memory(device: torch.device | None = None) -> int:
+    """Bytes that can be used on a device; of host memory without swapping."""
+    if device is not None and device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
     try:
         with open("/proc/meminfo") as lines:
             for line in lines:
@@ -24,24 +31,46 @@ def free_memory() -> int:
 
 @dataclass(frozen=True)
 class Forecast:
-    """Bytes: features of both models at the worst moment, those that will lie on disk, second moments of the
-    largest layer."""
+    """Bytes: features of both models at the worst moment, those that will lie on disk, and what fitting takes
+    that layer which takes most."""
 
     features: int
     on_disk: int
-    moments: int
+    fitting: int
+    layer: str
 
     def __str__(self) -> str:
         gib = 2**30
         in_memory = self.features - self.on_disk
-        return (
-            f"features: {in_memory / gib:.2f} GiB in memory, {self.on_disk / gib:.2f} GiB on disk; "
-            f"second moments of the largest layer: {self.moments / gib:.2f} GiB"
-        )
+        text = f"features: {in_memory / gib:.2f} GiB in memory, {self.on_disk / gib:.2f} GiB on disk"
+        return f"{text}; largest layer: {self.fitting / gib:.2f} GiB ({self.layer})" if self.layer else text
+
+    def check(self, free: int) -> None:
+        """``CalibrationError`` when the largest layer does not fit into ``free`` bytes."""
+        if self.fitting > free:
+            raise CalibrationError(
+                f"{self.layer}: fitting it takes about {self.fitting / 2**30:.1f} GiB of memory, "
+                f"{free / 2**30:.1f} GiB are free; leave it float with "
+                f'layers={{"{self.layer}": {{"weights": None}}}} or choose a method without second moments '
+                "(minmax, mse, nearest)"
+            )
 
 
-def forecast(network: Network, schedule: Schedule, data: Batches, budget: int) -> Forecast:
-    """What a run over ``data`` will need, from the sizes that the observed forward had."""
+def forecast(network: Network, plan: Plan, methods: list[Method], features: int, budget: int) -> Forecast:
+    """What a run will need: ``features`` bytes of feature maps, of which ``budget`` may be kept in memory."""
+    copies = max((method.matrices for method in methods), default=0)
+    sizes = {
+        name: 8 * copies * shape[0] * shape[2] ** 2
+        for name, layer in network.layers.items()
+        if plan.layer(name).weights is not None
+        and (shape := layer.kind.matrix(layer.module, layer.module.weight).shape)
+    }
+    largest = max(sizes, key=sizes.__getitem__, default="")
+    return Forecast(features, max(0, features - budget), sizes.get(largest, 0), largest)
+
+
+def feature_bytes(network: Network, schedule: Schedule, data: Batches) -> int:
+    """Of both models at the worst moment of a run over ``data``, from the sizes of the observed forward."""
     per_size = 2 * 4 * data.images / network.record.batch_size
     live = worst = 0.0
     for position, size in enumerate(schedule.output_size):
@@ -52,6 +81,4 @@ def forecast(network: Network, schedule: Schedule, data: Batches, budget: int) -
             for index, last in enumerate(schedule.last_reader)
             if last == position
         )
-    matrices = (layer.kind.matrix(layer.module, layer.module.weight) for layer in network.layers.values())
-    moments = max((8 * m.shape[0] * m.shape[2] * (m.shape[1] + m.shape[2]) for m in matrices), default=0)
-    return Forecast(int(worst), max(0, int(worst) - budget), moments)
+    return int(worst)

@@ -75,9 +75,14 @@ class Run(Protocol):
 
 
 class Method(Config):
-    """Base of all methods; the name of its first-and-last-layer rule is ``policy``."""
+    """Base of all methods.
+
+    policy: the name of its first-and-last-layer rule.  matrices: how many float64 matrices of inputs times
+    inputs it holds at once while it fits a layer, from which the memory of a run is forecast.
+    """
 
     policy: ClassVar[str] = "bitsplit"
+    matrices: ClassVar[int] = 0
 
     def prepare(self, run: Run) -> None:
         """Change the folded float model before anything is quantized."""

@@ -12,6 +12,7 @@ class BiasCorrection(Method):
     """A step after a weight method: b + E[W x] - E[W_q x_q], with x_q from the quantized predecessors."""
 
     name = "bias_correction"
+    matrices = 1
 
     def fit_layer(self, task: LayerTask) -> None:
         if task.weight_grid is None:

@@ -57,6 +57,7 @@ class BitSplit(WeightMethod):
     """
 
     name = "bitsplit"
+    matrices = 5  # G, centred G, and three while it is factorized
     activations: AnyActivationMethod = BitSplitActivations()
     rounds: int = Field(100, ge=1)
     starts: Literal["several", "planes"] = "several"

@@ -30,13 +30,13 @@ class Statistics:
 
         Inputs that never vary become dead: what the subtraction leaves of them is rounding noise.
         """
-        gram = self.gram - self.sum_x.unsqueeze(2) * self.mean_x.unsqueeze(1)
+        gram = torch.baddbmm(self.gram, self.sum_x.unsqueeze(2), self.mean_x.unsqueeze(1), alpha=-1)
         cross = self.cross - self.sum_x.unsqueeze(2) * self.mean_y.unsqueeze(1)
         before, after = (torch.diagonal(matrix, dim1=1, dim2=2) for matrix in (self.gram, gram))
         varies = (after > VARIATION * before).to(gram.dtype)
         return replace(
             self,
-            gram=gram * varies.unsqueeze(2) * varies.unsqueeze(1),
+            gram=gram.mul_(varies.unsqueeze(2)).mul_(varies.unsqueeze(1)),
             cross=cross * varies.unsqueeze(2),
             sum_yy=(self.sum_yy - self.sum_y * self.mean_y).clamp(min=0),
         )
