@@ -13,8 +13,6 @@ import time
 from pathlib import Path
 
 import torch
-from rich.console import Console
-from rich.table import Table
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
@@ -43,18 +41,17 @@ def tensors(photos: Dataset) -> tuple[Tensor, Tensor]:
     return torch.stack(images), torch.tensor(labels)
 
 
-def compare(photos: ImageFolder, seed: int) -> Table:
-    """Accuracy of the float network and of every method and width, on the half that did not calibrate."""
+def compare(photos: ImageFolder, seed: int) -> None:
+    """Print accuracies of the float network and of every method and width, on the other half."""
     calibration = sample(photos, len(photos) // 2, seed)
     images, _ = tensors(calibration)
     test = tensors(calibration.rest())
     model = load_network()
     original, classes = evaluate(model, test), predict(model, test)
 
-    table = Table(title=f"EfficientNet-Lite0, {len(test[0])} test photos, {len(images)} for calibration")
-    for heading in ("bits", "method", "top-1 %", "drop", "top-5 %", "same class %", "seconds"):
-        table.add_column(heading, justify="left" if heading in ("bits", "method") else "right")
-    table.add_row("float", "", f"{original.top1:.1f}", "", f"{original.top5:.1f}", "100.0", "")
+    print(f"{len(test[0])} test photos, {len(images)} for calibration, seed {seed}\n")
+    print("| bits | method | top-1 | drop | top-5 | same class | seconds |\n|---|---|---|---|---|---|---|")
+    print(f"| float | | {original.top1:.1f} | | {original.top5:.1f} | | |", flush=True)
     for weights, activations in WIDTHS:
         for method in METHODS:
             started = time.perf_counter()
@@ -62,17 +59,10 @@ def compare(photos: ImageFolder, seed: int) -> Table:
                 model, images, method, weights=weights, activations=activations, seed=seed
             )
             seconds = time.perf_counter() - started
-            measured = evaluate(quantized, test)
-            table.add_row(
-                f"W{weights}A{activations or 32}",
-                method,
-                f"{measured.top1:.1f}",
-                f"{original.top1 - measured.top1:+.1f}",
-                f"{measured.top5:.1f}",
-                f"{agreement(quantized, classes, test):.1f}",
-                f"{seconds:.0f}",
-            )
-    return table
+            measured, same = evaluate(quantized, test), agreement(quantized, classes, test)
+            drop = original.top1 - measured.top1
+            cells = f"{measured.top1:.1f} | {drop:+.1f} | {measured.top5:.1f} | {same:.1f} | {seconds:.0f}"
+            print(f"| W{weights}A{activations or 32} | {method} | {cells} |", flush=True)
 
 
 def main() -> None:
@@ -88,7 +78,7 @@ def main() -> None:
     if arguments.float_only:
         print(evaluate(load_network(), photos))
     else:
-        Console(width=110).print(compare(photos, arguments.seed))
+        compare(photos, arguments.seed)
 
 
 if __name__ == "__main__":

@@ -25,13 +25,14 @@ from torch import nn
 import bitsplit
 from bitsplit.calibration import passes
 from bitsplit.calibration.features import FeatureStore
+from bitsplit.methods.base import ActivationMethod
 
 PHASES: list[tuple[str, Any, str]] = [
     ("layers of both networks", nn.Conv2d, "forward"),
     ("layers of both networks", nn.Linear, "forward"),
     ("second moments", passes, "gram"),
     ("codes and scales", bitsplit.BitSplit, "fit_rows"),
-    ("activation ranges", bitsplit.BitSplit, "fit_activations"),
+    ("activation ranges", ActivationMethod, "fit_layer"),
     ("keeping features", FeatureStore, "put"),
     ("keeping features", FeatureStore, "get"),
     ("keeping features", FeatureStore, "shape_only"),

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import bitsplit
 from bitsplit.calibration.features import FeatureStore
 from bitsplit.calibration.replay import Replay
 from bitsplit.calibration.schedule import unit_schedule
@@ -85,3 +86,24 @@ def test_finished_units_do_not_compute(tmp_path: Path) -> None:
         model.first.weight.fill_(float("nan"))
         with replay.skipping():
             assert torch.equal(replay.run(0, batch), expected)
+
+
+class CountingPool(nn.MaxPool2d):
+    """Counts the forwards of all its objects."""
+
+    count = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        CountingPool.count += 1
+        return super().forward(x)
+
+
+def test_a_pool_between_units_is_not_computed_again_for_every_layer_behind_it() -> None:
+    counts = []
+    for behind in (1, 5):
+        CountingPool.count = 0
+        layers = [nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), CountingPool(2)]
+        layers += [nn.Conv2d(4, 4, 3, padding=1) for _ in range(behind)]
+        bitsplit.quantize(nn.Sequential(*layers).eval(), torch.randn(20, 3, 8, 8), weights=4, batch_size=10)
+        counts.append(CountingPool.count)
+    assert counts[0] == counts[1]

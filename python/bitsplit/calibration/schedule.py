@@ -6,6 +6,9 @@ import math
 from collections import defaultdict
 from dataclasses import dataclass
 
+from torch import nn
+from torch.nn.modules import pooling
+
 from bitsplit.calibration.replay import UnitCall
 from bitsplit.network import Network
 from bitsplit.network.record import Record
@@ -14,11 +17,21 @@ from bitsplit.network.record import Record
 _DECISIONS = {"_local_scalar_dense", "nonzero", "is_nonzero", "equal", "unique", "_unique2", "masked_select"}
 
 
+_POOLS = (
+    pooling._MaxPoolNd,
+    pooling._AvgPoolNd,
+    pooling._AdaptiveMaxPoolNd,
+    pooling._AdaptiveAvgPoolNd,
+    pooling._LPPoolNd,
+)
+
+
 @dataclass(frozen=True)
 class Schedule:
-    """calls: every unit call in execution order, those within another one left out.  inside: the units called
-    within each of them, once a call.  last_reader: for each of them the position of the last unit call that
-    reads its output, directly or through what lies between units.  output_size: elements of it."""
+    """calls: every unit call in execution order, those within another one left out, and the pools between
+    them, so that these are not computed in every pass.  inside: the units called within each, once a call.
+    last_reader: for each the position of the last call that reads its output, directly or through what lies
+    between.  output_size: elements of it."""
 
     calls: list[UnitCall]
     inside: dict[UnitCall, list[str]]
@@ -33,7 +46,7 @@ class Schedule:
 def unit_schedule(network: Network) -> Schedule:
     """The schedule of the observed forward."""
     record = network.record
-    units = {unit.name for unit in network.units}
+    units = {unit.name for unit in network.units} | _pools(network.model)
     numbers, inside = [], defaultdict(list)
     for index, call in enumerate(record.calls):
         if call.name in units:
@@ -45,6 +58,11 @@ def unit_schedule(network: Network) -> Schedule:
     sizes = [sum(math.prod(record.values[value].shape) for value in record.calls[n].outputs) for n in numbers]
     calls = [(record.calls[number].name, record.calls[number].number) for number in numbers]
     return Schedule(calls, inside, _last_readers(record, {n: p for p, n in enumerate(numbers)}), sizes)
+
+
+def _pools(model: nn.Module) -> set[str]:
+    """Pooling never changes its input in place, so an output that is kept can stand for it."""
+    return {name for name, module in model.named_modules() if isinstance(module, _POOLS)}
 
 
 def _last_readers(record: Record, positions: dict[int, int]) -> list[int]:

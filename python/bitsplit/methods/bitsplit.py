@@ -57,7 +57,7 @@ class BitSplit(WeightMethod):
     """
 
     name = "bitsplit"
-    matrices = 5  # G, centred G, and three while it is factorized
+    matrices = 4  # G, centred G, and four in float32 while it is factorized
     activations: AnyActivationMethod = BitSplitActivations()
     rounds: int = Field(100, ge=1)
     starts: Literal["several", "planes"] = "several"
@@ -125,9 +125,9 @@ class BitSplit(WeightMethod):
 
     def _several(self, weight: Tensor, gram: Tensor, cross: Tensor, bits: int, seed: int) -> Descent:
         """Scales rounded with error feedback and polished, then searched around; the best per row."""
+        gram, cross = gram.float(), cross.float()
         factor = feedback_factor(gram, self.damping)
         target = response_target(weight, gram, cross, factor).float()
-        gram, cross = gram.float(), cross.float()
         _, scale = fwa(weight, bits)
         scales = torch.stack([scale * multiplier for multiplier in self.scales], dim=1)
         best = solve_starts(target, scales, gram, cross, factor, bits, self.rounds)
