@@ -191,6 +191,18 @@ def test_equalising_leaves_alone_what_is_no_pair(
     assert relative_error(quantized, net, inputs) < 1e-3
 
 
+@pytest.mark.parametrize("method", ["bitsplit", ECAQ])
+def test_channels_that_are_never_active(method: object) -> None:
+    """They must not decide about the scale of the others: their weights count for nothing."""
+    net = nn.Sequential(conv(3, 8), nn.ReLU(), conv(8, 8), nn.ReLU(), conv(8, 4)).eval()
+    with torch.no_grad():
+        net[0].bias[:3] = -100
+        net[2].weight[:, :3] *= 20
+    inputs = torch.randn(32, 3, 8, 8)
+    quantized = bitsplit.quantize(net, inputs, method, weights=4, activations=8, policy="all")
+    assert max(layer.error for layer in quantized._bitsplit.layers) < 0.02
+
+
 def test_a_layer_too_large_for_the_memory_is_named_before_anything_runs(monkeypatch) -> None:
     net = nn.Sequential(
         nn.Linear(6, 600), nn.ReLU(), nn.Linear(600, 600), nn.ReLU(), nn.Linear(600, 3)

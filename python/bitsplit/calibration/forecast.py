@@ -58,13 +58,11 @@ class Forecast:
 
 def forecast(network: Network, plan: Plan, methods: list[Method], features: int, budget: int) -> Forecast:
     """What a run will need: ``features`` bytes of feature maps, of which ``budget`` may be kept in memory."""
-    copies = max((method.matrices for method in methods), default=0)
-    sizes = {
-        name: 8 * copies * shape[0] * shape[2] ** 2
-        for name, layer in network.layers.items()
-        if plan.layer(name).weights is not None
-        and (shape := layer.kind.matrix(layer.module, layer.module.weight).shape)
-    }
+    sizes: dict[str, int] = {}
+    for name, layer in network.layers.items():
+        if plan.layer(name).weights is not None:
+            groups, _, columns = layer.kind.matrix(layer.module, layer.module.weight).shape
+            sizes[name] = max((method.memory(layer.kind, groups, columns) for method in methods), default=0)
     largest = max(sizes, key=sizes.__getitem__, default="")
     return Forecast(features, max(0, features - budget), sizes.get(largest, 0), largest)
 

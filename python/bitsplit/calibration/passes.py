@@ -5,14 +5,17 @@ from __future__ import annotations
 import zlib
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bitsplit.calibration.replay import Stop
 from bitsplit.errors import CalibrationError
 from bitsplit.methods.statistics import InputSample, Statistics
+from bitsplit.network import Columns
 from bitsplit.ops.gram import gram
 from bitsplit.quantizers.layers import input_of
 
@@ -75,11 +78,27 @@ def visit(
             targets.clear()
 
 
+@dataclass(frozen=True)
+class Part:
+    """Some columns of a linear layer, and the weight [1, M, N] that all others have meanwhile."""
+
+    columns: slice
+    weight: Tensor
+
+    def of(self, whole: Columns) -> Columns:
+        """The inputs of these columns, and what the others leave for them to answer."""
+        others = self.weight.clone()
+        others[:, :, self.columns] = 0
+        answered = F.conv2d(whole.x, others[0, :, :, None, None].to(whole.x.dtype))
+        return replace(whole, x=whole.x[:, self.columns], y=whole.y - answered)
+
+
 class _Moments:
     """The float64 sums behind ``Statistics``."""
 
-    def __init__(self, task: EngineLayerTask) -> None:
-        groups, rows, columns = task.weight.shape
+    def __init__(self, task: EngineLayerTask, part: Part | None = None) -> None:
+        groups, rows, columns = (task.weight if part is None else task.weight[:, :, part.columns]).shape
+        self._part = part
         options = {"dtype": torch.float64, "device": task.weight.device}
         self.gram = torch.zeros(groups, columns, columns, **options)
         self.cross = torch.zeros(groups, columns, rows, **options)
@@ -90,6 +109,8 @@ class _Moments:
 
     def add(self, task: EngineLayerTask, x: Tensor, y: Tensor | None, patches: int | None, seed: int) -> None:
         columns = task.kind.columns(task.module, x, y)
+        if self._part is not None:
+            columns = self._part.of(columns)
         positions = None if patches is None else columns.sample(patches, seed)
         self.count += gram(
             columns.x, columns.y, columns.kernel, columns.stride, columns.padding, columns.dilation,
@@ -101,14 +122,15 @@ class _Moments:
 
 
 def collect_statistics(
-    engine: Engine, task: EngineLayerTask, quantized: bool, patches: int | None
+    engine: Engine, task: EngineLayerTask, quantized: bool, patches: int | None, part: Part | None = None
 ) -> Statistics:
     """Second moments of the layer's inputs and float responses (without bias) over all batches.
 
     quantized: inputs come from the quantized predecessors, responses from the float network; else both are
-    float and the responses follow from the inputs.  patches: how many patches to sample in all.
+    float and the responses follow from the inputs.  patches: how many patches to sample in all.  part: of
+    quantized inputs, only these columns.
     """
-    moments = _Moments(task)
+    moments = _Moments(task, part)
     per_image = None if patches is None else max(1, round(patches / engine.images))
     for index, inputs, targets in visit(engine, task, student=quantized, teacher=True):
         if quantized and len(inputs) != len(targets):

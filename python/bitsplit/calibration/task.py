@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Literal
 
 from torch import Tensor, nn
 
-from bitsplit.calibration.passes import collect_sample, collect_statistics
+from bitsplit.calibration.passes import Part, collect_sample, collect_statistics
 from bitsplit.methods.statistics import InputSample, Statistics
 from bitsplit.network.layers import LayerKind, kind_of
 from bitsplit.quantizers import ActivationQuantizer, Grid, set_weight
@@ -67,6 +67,9 @@ class EngineLayerTask:
         if key not in self._statistics:
             self._statistics[key] = collect_statistics(self._engine, self, inputs == "quantized", patches)
         return self._statistics[key]
+
+    def part_statistics(self, columns: slice, weight: Tensor) -> Statistics:
+        return collect_statistics(self._engine, self, True, None, Part(columns, weight))
 
     def input_sample(self, limit: int, per_channel: bool = False) -> InputSample:
         return collect_sample(self._engine, self, limit, per_channel)

@@ -49,6 +49,12 @@ class LayerTask(Protocol):
     def statistics(self, inputs: Literal["quantized", "float"], patches: int | None = None) -> Statistics:
         """Second moments of the layer's inputs, from ``patches`` sampled patches or from all of them."""
 
+    def part_statistics(self, columns: slice, weight: Tensor) -> Statistics:
+        """Of some columns of a linear layer's quantized inputs, and of what is left for them to answer.
+
+        That is the float response less that of all other columns with ``weight`` [1, M, N].
+        """
+
     def input_sample(self, limit: int, per_channel: bool = False) -> InputSample:
         """Up to ``limit`` values of the layer's input, predecessors quantized, and its exact range."""
 
@@ -75,14 +81,13 @@ class Run(Protocol):
 
 
 class Method(Config):
-    """Base of all methods.
-
-    policy: the name of its first-and-last-layer rule.  matrices: how many float64 matrices of inputs times
-    inputs it holds at once while it fits a layer, from which the memory of a run is forecast.
-    """
+    """Base of all methods; the name of its first-and-last-layer rule is ``policy``."""
 
     policy: ClassVar[str] = "bitsplit"
-    matrices: ClassVar[int] = 0
+
+    def memory(self, kind: LayerKind, groups: int, columns: int) -> int:
+        """Bytes it holds at once while it fits the weights of a layer: second moments, above all."""
+        return 0
 
     def prepare(self, run: Run) -> None:
         """Change the folded float model before anything is quantized."""
@@ -113,7 +118,11 @@ class ActivationMethod(Config):
         if quantizer is not None:
             sample = task.input_sample(self.sample_limit, per_channel)
             found = [self.fit(part, quantizer.grid) for part in sample.channels()]
-            quantizer.set(*(torch.cat(values) for values in zip(*found, strict=True)))
+            scale, zero_point = (torch.cat(values) for values in zip(*found, strict=True))
+            active = (sample.low < 0) | (sample.high > 0)
+            if active.any():  # a channel without values gets the scale of a usual one
+                scale[~active] = scale[active].median()
+            quantizer.set(scale, zero_point)
 
 
 def _activation_method(value: Any) -> Any:

@@ -19,12 +19,15 @@ from bitsplit.methods.activations import BitSplitActivations
 from bitsplit.methods.base import AnyActivationMethod, LayerTask, Run, WeightMethod
 from bitsplit.methods.norms import ReestimateNorms
 from bitsplit.methods.registry import register
-from bitsplit.methods.statistics import Statistics
+from bitsplit.methods.statistics import refitted_bias
+from bitsplit.methods.wide import WIDEST, fit_in_parts, part_width
+from bitsplit.network import LayerKind
 from bitsplit.ops.split import (
     Descent,
     best_of,
     feedback_factor,
     fwa,
+    influential,
     ofwa,
     planes,
     polish,
@@ -33,6 +36,7 @@ from bitsplit.ops.split import (
     solve_starts,
 )
 
+MATRICES = 4  # G, centred G, and four in float32 while it is factorized
 SEARCH_WORK = 4 * 10**8  # rows times columns times steps of one layer: less than a second of one core
 
 PAPER = {
@@ -57,7 +61,6 @@ class BitSplit(WeightMethod):
     """
 
     name = "bitsplit"
-    matrices = 4  # G, centred G, and four in float32 while it is factorized
     activations: AnyActivationMethod = BitSplitActivations()
     rounds: int = Field(100, ge=1)
     starts: Literal["several", "planes"] = "several"
@@ -98,13 +101,23 @@ class BitSplit(WeightMethod):
                 task.module.weight.copy_(task.kind.unmatrix(task.module, task.weight))
             self.fit_weights(task)
 
+    def memory(self, kind: LayerKind, groups: int, columns: int) -> int:
+        width = part_width(columns) if self._in_parts(kind, columns) else columns
+        return 8 * MATRICES * groups * width**2
+
+    def _in_parts(self, kind: LayerKind, columns: int) -> bool:
+        whole = self.starts == "planes" or not self.error_compensation or self.patches is not None
+        return kind.spatial == 0 and columns > WIDEST and not whole
+
     def fit_weights(self, task: LayerTask) -> None:
+        if self._in_parts(task.kind, task.weight.shape[2]):
+            return fit_in_parts(task, self.scales, self.damping, self.refit_bias)
         sums = task.statistics("quantized" if self.error_compensation else "float", self.patches)
         moments = sums.centred() if self.refit_bias else sums
         found = self.fit_rows(task.weight, moments.gram, moments.cross, task.weight_grid.bits, task.seed)
         task.store(found.codes, found.scale)
         if self.refit_bias:
-            task.store_bias(refitted_bias(task, sums))
+            task.store_bias(refitted_bias(task.bias, task.quantized_weight, sums))
 
     def fit_rows(self, weight: Tensor, gram: Tensor, cross: Tensor, bits: int, seed: int) -> Descent:
         """Codes and scales of the rows of weight [g, M, N] from second moments alone."""
@@ -128,7 +141,7 @@ class BitSplit(WeightMethod):
         gram, cross = gram.float(), cross.float()
         factor = feedback_factor(gram, self.damping)
         target = response_target(weight, gram, cross, factor).float()
-        _, scale = fwa(weight, bits)
+        _, scale = fwa(influential(weight, gram), bits)
         scales = torch.stack([scale * multiplier for multiplier in self.scales], dim=1)
         best = solve_starts(target, scales, gram, cross, factor, bits, self.rounds)
         _, rows, columns = best.codes.shape
@@ -145,10 +158,3 @@ class BitSplit(WeightMethod):
 def stacked(*found: Descent) -> Descent:
     """Several solutions of the same rows, one below the other."""
     return Descent(*(torch.cat(fields, dim=1) for fields in zip(*found, strict=True)))
-
-
-def refitted_bias(task: LayerTask, sums: Statistics) -> Tensor:
-    """The bias that keeps the mean response of the fitted weight Q: b + mean(y) - Q mean(x)."""
-    mean_response = (task.quantized_weight.double() @ sums.mean_x.unsqueeze(2)).squeeze(2)
-    shift = sums.mean_y - mean_response
-    return shift.flatten() + (0 if task.bias is None else task.bias.double())

@@ -68,3 +68,10 @@ class InputSample:
             return [self]
         ranges = zip(self.values.unbind(1), self.low.split(1), self.high.split(1), strict=True)
         return [InputSample(values, low, high) for values, low, high in ranges]
+
+
+def refitted_bias(bias: Tensor | None, weight: Tensor, sums: Statistics) -> Tensor:
+    """The bias [g * M] that keeps the mean response with weight Q [g, M, N]: b + mean(y) - Q mean(x)."""
+    mean_response = (weight.double() @ sums.mean_x.unsqueeze(2)).squeeze(2)
+    shift = sums.mean_y - mean_response
+    return shift.flatten() + (0 if bias is None else bias.double())

@@ -21,6 +21,7 @@ from torch import Tensor
 # within 0.3 % of polishing all of six, for a third of the time (ResNet-20, 2 to 4 bits, after the search).
 POLISHED_STARTS = 2
 
+NEGLIGIBLE = 1e-4  # of the mean of a row
 MOST_DAMPINGS = 12  # the last one adds 10^9 mean diagonals to a G that was damped by 1 %
 
 
@@ -168,6 +169,15 @@ def response_target(weight: Tensor, gram: Tensor, cross: Tensor, factor: Tensor)
     mismatch = cross - gram @ weight.transpose(1, 2)
     inner = torch.linalg.solve_triangular(factor, mismatch, upper=True)
     return weight + torch.linalg.solve_triangular(factor.mT, inner, upper=False).transpose(1, 2)
+
+
+def influential(weight: Tensor, gram: Tensor) -> Tensor:
+    """The weight [g, M, N] without entries that hardly move the response.
+
+    Large weights of inputs that are never or hardly active must not decide about the scale of a row.
+    """
+    share = weight.square() * gram.diagonal(dim1=1, dim2=2).unsqueeze(1)
+    return weight.where(share >= NEGLIGIBLE * share.mean(2, keepdim=True), 0)
 
 
 def best_of(descent: Descent, channels: int) -> Descent:
