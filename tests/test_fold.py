@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from function_net import Net
 from torch import Tensor, nn
 
 from bitsplit.errors import FoldError
@@ -27,19 +28,6 @@ def with_statistics(model: nn.Module) -> nn.Module:
                 module.weight.data[0] = 0
                 module.bias.data.normal_()
     return model
-
-
-class Net(nn.Module):
-    """A module made from a function of itself and its input."""
-
-    def __init__(self, function, **modules: nn.Module) -> None:
-        super().__init__()
-        self.function = function
-        for name, module in modules.items():
-            setattr(self, name, module)
-
-    def forward(self, x: Tensor) -> Any:
-        return self.function(self, x)
 
 
 def conv(**options: Any) -> nn.Conv2d:

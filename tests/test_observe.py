@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from function_net import Net
 from torch import Tensor, nn
 
 from bitsplit.errors import BitsplitError, ModelError
@@ -22,19 +23,6 @@ def layer(channels: int = 4, out: int = 4, **options: Any) -> nn.Conv2d:
 
 def images(*shape: int) -> Tensor:
     return torch.randn(*(shape or (2, 4, 6, 6)))
-
-
-class Net(nn.Module):
-    """A module made from a function of itself and its input."""
-
-    def __init__(self, function, **modules: nn.Module) -> None:
-        super().__init__()
-        self.function = function
-        for name, module in modules.items():
-            setattr(self, name, module)
-
-    def forward(self, x: Any) -> Any:
-        return self.function(self, x)
 
 
 def reasons(network: Network) -> dict[str, str]:

@@ -9,24 +9,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from function_net import Net
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 
 import bitsplit
 from bitsplit.errors import BitsplitError, CalibrationError, CheckpointError, ModelError, RecipeError
-
-
-class Net(nn.Module):
-    """Modules and how they are called."""
-
-    def __init__(self, forward: Callable[[nn.Module, Tensor], Tensor], **modules: nn.Module) -> None:
-        super().__init__()
-        self.run = forward
-        for name, module in modules.items():
-            self.add_module(name, module)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.run(self, x)
 
 
 def conv(inputs: int, outputs: int) -> nn.Conv2d:
@@ -126,7 +114,7 @@ def test_the_model_survives_when_the_copy_loses_its_parametrization(images: Tens
 
 def test_a_forward_that_was_given_to_one_module_object(images: Tensor) -> None:
     block = Net(lambda m, x: torch.relu(m.a(torch.relu(m.b(x))) + x), a=conv(3, 3), b=conv(3, 3))
-    block.forward = types.MethodType(lambda self, x: self.run(self, x) * 3 + 1, block)
+    block.forward = types.MethodType(lambda self, x: self.function(self, x) * 3 + 1, block)
     net = nn.Sequential(block, conv(3, 3)).eval()
     quantized = bitsplit.quantize(net, images, **EIGHT)
     assert relative_error(quantized, net, images) < 1e-3
