@@ -63,6 +63,7 @@ class FeatureStore:
         self._trees: dict[Hashable, tuple[list[Any], Any, torch.device]] = {}
         self._files = 0
         self._slabs = _Slabs()
+        self._blanks: dict[tuple[torch.dtype, torch.device], Tensor] = {}
 
     def put(self, key: Hashable, tree: Any, device: torch.device) -> None:
         """Keep ``tree``; ``get`` brings its tensors back to ``device``."""
@@ -75,9 +76,12 @@ class FeatureStore:
         return pytree.tree_unflatten([self._bring(leaf, device) for leaf in leaves], spec)
 
     def shape_only(self, key: Hashable) -> Any:
-        """The tree with zeros of the right shapes, for values that nobody reads any more."""
+        """The tree with values of the right shapes, zeros at first, for values that nobody reads any more.
+
+        All of them lie in one piece of memory: what models write into it, nobody reads either.
+        """
         leaves, spec, device = self._trees[key]
-        return pytree.tree_unflatten([_zeros(leaf, device) for leaf in leaves], spec)
+        return pytree.tree_unflatten([self._stand_in(leaf, device) for leaf in leaves], spec)
 
     def release(self, key: Hashable) -> None:
         """Free the values under ``key`` but remember their shapes."""
@@ -87,6 +91,7 @@ class FeatureStore:
     def close(self) -> None:
         """Delete everything, files included."""
         self._trees.clear()
+        self._blanks.clear()
         if self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)
 
@@ -118,6 +123,14 @@ class FeatureStore:
             return leaf.to(device, copy=True)
         return leaf
 
+    def _stand_in(self, leaf: Any, device: torch.device) -> Any:
+        if not isinstance(leaf, (Tensor, _OnDisk)):
+            return leaf
+        size, key = leaf.shape.numel(), (leaf.dtype, device)
+        if key not in self._blanks or self._blanks[key].numel() < size:
+            self._blanks[key] = torch.zeros(size, dtype=leaf.dtype, device=device)
+        return self._blanks[key][:size].view(leaf.shape)
+
     def _forget(self, leaf: Any) -> Any:
         if isinstance(leaf, _OnDisk):
             leaf.path.unlink(missing_ok=True)
@@ -126,12 +139,6 @@ class FeatureStore:
             self.in_memory -= leaf.numel() * leaf.element_size()
             return _hollow(leaf)
         return leaf
-
-
-def _zeros(leaf: Any, device: torch.device) -> Any:
-    if isinstance(leaf, (Tensor, _OnDisk)):
-        return torch.zeros(leaf.shape, dtype=leaf.dtype, device=device)
-    return leaf
 
 
 def _hollow(leaf: Tensor | _OnDisk) -> Tensor:
