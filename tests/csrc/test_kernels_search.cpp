@@ -49,8 +49,8 @@ Codes search_by_kernel(const Layers<T>& layers, const Codes& start, int limit, i
   for (int r = 0; r < rows; ++r)
     for (int n = 0; n < columns; ++n) {
       const int g = r / layers.rows;
-      cross[r * columns + n] = static_cast<T>(
-          layers.cross[(g * columns + n) * layers.rows + r % layers.rows] / start.scale[r]);
+      cross[r * columns + n] =
+          static_cast<T>(layers.cross[(g * columns + n) * layers.rows + r % layers.rows] / start.scale[r]);
       for (int i = 0; i < columns; ++i)
         products[r * columns + n] +=
             start.codes[r * columns + i] * layers.gram[(g * columns + i) * columns + n];
@@ -59,10 +59,18 @@ Codes search_by_kernel(const Layers<T>& layers, const Codes& start, int limit, i
   result.explained.assign(rows, -1);
   std::vector<int8_t> now = start.codes;
   std::vector<int32_t> rests(size, -1);
-  const SearchState<T> state{layers.gram.data(),      cross.data(),  products.data(),
-                             best_products.data(),    now.data(),    result.codes.data(),
-                             rests.data(),            result.scale.data(), result.explained.data(),
-                             layers.rows,             columns,       layers.rows};
+  const SearchState<T> state{layers.gram.data(),
+                             cross.data(),
+                             products.data(),
+                             best_products.data(),
+                             now.data(),
+                             result.codes.data(),
+                             rests.data(),
+                             result.scale.data(),
+                             result.explained.data(),
+                             layers.rows,
+                             columns,
+                             layers.rows};
   cuda_on_cpu::launch(rows, threads, 0, search_kernel<T>, state, limit, steps, kSeed);
   return result;
 }

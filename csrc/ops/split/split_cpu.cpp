@@ -117,8 +117,7 @@ Descent search_cpu(const at::Tensor& codes, const at::Tensor& scale, const at::T
 }
 
 template <class T>
-Rounded feedback_as(const at::Tensor& target, const at::Tensor& scale, const at::Tensor& factor,
-                       int bits) {
+Rounded feedback_as(const at::Tensor& target, const at::Tensor& scale, const at::Tensor& factor, int bits) {
   const int64_t channels = target.size(1), columns = target.size(2), rows = scale.size(1);
   const at::Tensor codes = at::empty({target.size(0), rows, columns}, target.options().dtype(at::kChar));
   const at::Tensor loss = at::empty_like(scale);
@@ -144,8 +143,7 @@ Rounded feedback_as(const at::Tensor& target, const at::Tensor& scale, const at:
   return {codes, loss};
 }
 
-Rounded feedback_cpu(const at::Tensor& target, const at::Tensor& scale, const at::Tensor& factor,
-                     int bits) {
+Rounded feedback_cpu(const at::Tensor& target, const at::Tensor& scale, const at::Tensor& factor, int bits) {
   return (target.scalar_type() == at::kFloat ? feedback_as<float> : feedback_as<double>)(target, scale,
                                                                                          factor, bits);
 }

@@ -136,8 +136,8 @@ __global__ void fit_scale_kernel(DescentState<T> state) {
 
 // Rounds columns first .. first + 63 in turn, in units of the scale. grid (rows / 8, groups).
 // wanted, weight, codes: [g, rows, columns]; shares [g, columns, columns] is zero on and below the diagonal;
-// excess [g, rows, 64] = code - weight. What rounding loses, weighted with diagonal [g, columns], adds to loss
-// [g, rows].
+// excess [g, rows, 64] = code - weight. What rounding loses, weighted with diagonal [g, columns], adds to
+// loss [g, rows].
 template <class T>
 __global__ void feedback_kernel(const T* wanted, const T* weight, const T* shares, const T* diagonal,
                                 int8_t* codes, T* excess, double* loss, int rows, int columns, int first,
