@@ -80,16 +80,21 @@ def visit(
 
 @dataclass(frozen=True)
 class Part:
-    """Some columns of a linear layer, and the weight [1, M, N] that all others have meanwhile."""
+    """Some columns of a linear layer, and the weight [1, M, N] of all others, zero in these columns."""
 
     columns: slice
-    weight: Tensor
+    others: Tensor
+
+    @classmethod
+    def cut(cls, columns: slice, weight: Tensor) -> Part:
+        """The part that leaves all other columns what they have in ``weight``."""
+        others = weight.clone()
+        others[:, :, columns] = 0
+        return cls(columns, others)
 
     def of(self, whole: Columns) -> Columns:
         """The inputs of these columns, and what the others leave for them to answer."""
-        others = self.weight.clone()
-        others[:, :, self.columns] = 0
-        answered = F.conv2d(whole.x, others[0, :, :, None, None].to(whole.x.dtype))
+        answered = F.conv2d(whole.x, self.others[0, :, :, None, None].to(whole.x.dtype))
         return replace(whole, x=whole.x[:, self.columns], y=whole.y - answered)
 
 

@@ -69,7 +69,7 @@ class EngineLayerTask:
         return self._statistics[key]
 
     def part_statistics(self, columns: slice, weight: Tensor) -> Statistics:
-        return collect_statistics(self._engine, self, True, None, Part(columns, weight))
+        return collect_statistics(self._engine, self, True, None, Part.cut(columns, weight))
 
     def input_sample(self, limit: int, per_channel: bool = False) -> InputSample:
         return collect_sample(self._engine, self, limit, per_channel)
