@@ -1,11 +1,12 @@
-"""The smallest way to write down a model: its modules, and how they are called."""
+"""The smallest way to write down a model: its modules and how they are called; layers and inputs for it."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 
 class Net(nn.Module):
@@ -19,3 +20,13 @@ class Net(nn.Module):
 
     def forward(self, x: Any) -> Any:
         return self.function(self, x)
+
+
+def layer(channels: int = 4, out: int = 4, **options: Any) -> nn.Conv2d:
+    """A 3x3 convolution that keeps the size of its input."""
+    return nn.Conv2d(channels, out, 3, padding=1, **options)
+
+
+def images(*shape: int) -> Tensor:
+    """Random ones for such layers."""
+    return torch.randn(*(shape or (2, 4, 6, 6)))
