@@ -17,6 +17,9 @@
 #define BITSPLIT_SIMD
 #endif
 
+// For functions in which the compiler may fuse multiply-adds.
+#define BITSPLIT_FUSED __attribute__((optimize("fp-contract=fast")))
+
 namespace bitsplit::simd {
 
 enum class Level { baseline, avx2, avx512 };
@@ -37,8 +40,6 @@ __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,prefer-vector-width=51
     Body body) {
   body();
 }
-
-#define BITSPLIT_FUSED __attribute__((optimize("fp-contract=fast")))
 
 template <typename Body>
 BITSPLIT_FUSED __attribute__((target("avx2,fma,f16c"))) void run_avx2_fused(Body body) {

@@ -1,11 +1,12 @@
 #include "ops/gram/products.h"
 
+#include "core/simd.h"
+
 // The same loops compiled for three instruction sets, chosen at run time. Fused multiply-adds are wanted
 // here: they are exact products, and no other device has to round alike.
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
 #define BITSPLIT_X86 1
 #endif
-#define BITSPLIT_FUSED __attribute__((optimize("fp-contract=fast")))
 #define BITSPLIT_INLINE __attribute__((always_inline)) inline
 
 namespace bitsplit::gram {

@@ -88,4 +88,20 @@ class Panels {
   Aligned<T> storage_;
 };
 
+// products -= q G for `rows` rows of codes [rows, N]; products are [blocks, rows padded to kRowsAtOnce, 64].
+template <class T>
+void subtract_code_products(Aligned<T>& products, const Panels<T>& gram, int64_t group, const int8_t* codes,
+                            int64_t rows) {
+  const int64_t padded_rows = round_up(rows, kRowsAtOnce), stride = padded_rows * kBlock;
+  Aligned<T> left(gram.blocks * stride, T(0));
+  for (int64_t block = 0; block < gram.blocks; ++block) {
+    const int64_t begin = block * kBlock, width = std::min(kBlock, gram.columns - begin);
+    for (int64_t r = 0; r < rows; ++r)
+      std::copy_n(codes + r * gram.columns + begin, width, &left[block * stride + r * kBlock]);
+  }
+  for (int64_t block = 0; block < gram.blocks; ++block)
+    subtract_product(&products[block * stride], left.data(), padded_rows, gram.panel(group, block),
+                     gram.blocks);
+}
+
 }  // namespace bitsplit::split

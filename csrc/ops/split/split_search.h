@@ -18,16 +18,8 @@ using Counter = std::conditional_t<sizeof(T) == 4, int32_t, int64_t>;
 // -q G of `rows` rows of codes [rows, N]: [blocks, rows padded to kRowsAtOnce, 64].
 template <class T>
 Aligned<T> negative_products(const Panels<T>& gram, int64_t group, const int8_t* codes, int64_t rows) {
-  const int64_t padded_rows = round_up(rows, kRowsAtOnce), stride = padded_rows * kBlock;
-  Aligned<T> left(gram.blocks * stride, T(0)), products(gram.blocks * stride, T(0));
-  for (int64_t block = 0; block < gram.blocks; ++block) {
-    const int64_t begin = block * kBlock, width = std::min(kBlock, gram.columns - begin);
-    for (int64_t r = 0; r < rows; ++r)
-      std::copy_n(codes + r * gram.columns + begin, width, &left[block * stride + r * kBlock]);
-  }
-  for (int64_t block = 0; block < gram.blocks; ++block)
-    subtract_product(&products[block * stride], left.data(), padded_rows, gram.panel(group, block),
-                     gram.blocks);
+  Aligned<T> products(gram.blocks * round_up(rows, kRowsAtOnce) * kBlock, T(0));
+  subtract_code_products(products, gram, group, codes, rows);
   return products;
 }
 

@@ -98,13 +98,11 @@ class Tile {
 
   // Splits the codes into digits and computes residual = cross - q G, as the scale starts at 1.
   void load_codes() {
-    Aligned<T> start(codes_.size(), T(0));
     for (int64_t r = 0; r < rows_; ++r)
       for (int64_t begin = 0; begin < columns_; begin += kBlock) {
         const int64_t place = at(r, begin), width = std::min(kBlock, columns_ - begin);
         const int8_t* const codes = io_.codes + r * columns_ + begin;
         std::copy_n(codes, width, &codes_[place]);
-        std::copy_n(codes, width, &start[place]);
         for (int plane = 0; plane < problem_.planes; ++plane) {
           int8_t* const digit = digits(plane, place);
           for (int64_t n = 0; n < width; ++n)
@@ -112,9 +110,7 @@ class Tile {
         }
       }
     residual_ = cross_;
-    for (int64_t block = 0; block < blocks_; ++block)
-      subtract_product(&residual_[block * stride_], start.data(), stride_ / kBlock,
-                       problem_.gram.panel(group_, block), blocks_);
+    subtract_code_products(residual_, problem_.gram, group_, io_.codes, rows_);
   }
 
   // Brings a block of the residual of a row up to date; to be inlined into code for one instruction set.

@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Iterator
 
 from torch import nn
 
 from bitsplit.network.layers import kind_of
 
 
+def _owned(model: nn.Module) -> Iterator[tuple[str, nn.Module, str, nn.Parameter]]:
+    """Every parameter of every module: its full name, the module, its name there, the parameter."""
+    for path, module in model.named_modules():
+        for key, parameter in module.named_parameters(recurse=False):
+            yield f"{path}.{key}" if path else key, module, key, parameter
+
+
 def shared_parameters(model: nn.Module) -> set[str]:
     """The names of parameters that several modules own, all names of each."""
     names: dict[int, list[str]] = defaultdict(list)
-    for path, module in model.named_modules():
-        for key, parameter in module.named_parameters(recurse=False):
-            names[id(parameter)].append(f"{path}.{key}" if path else key)
+    for name, _, _, parameter in _owned(model):
+        names[id(parameter)].append(name)
     return {name for group in names.values() if len(group) > 1 for name in group}
 
 
@@ -24,10 +31,7 @@ def untie_layers(model: nn.Module) -> None:
     Layers that share a weight see other inputs, so each gets its own codes and scales.
     """
     shared = shared_parameters(model)
-    for path, module in model.named_modules():
-        if kind_of(module) is None:
-            continue
-        for key, parameter in list(module.named_parameters(recurse=False)):
-            if (f"{path}.{key}" if path else key) in shared:
-                own = nn.Parameter(parameter.detach().clone(), parameter.requires_grad)
-                module.register_parameter(key, own)
+    for name, module, key, parameter in list(_owned(model)):
+        if name in shared and kind_of(module) is not None:
+            own = nn.Parameter(parameter.detach().clone(), parameter.requires_grad)
+            module.register_parameter(key, own)
