@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, RandomSampler, TensorDataset
 
 from bitsplit.data import Batches, as_batches, fingerprint
+from bitsplit.data.batch_size import usual_batch_size
 from bitsplit.data.batches import count_images
 from bitsplit.errors import CalibrationError
 
@@ -50,6 +51,24 @@ class Counted:
 
 def same(one: Batches, other: Batches) -> bool:
     return all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("pixels", "device", "images"),
+    [(32, "cpu", 64), (224, "cpu", 8), (2000, "cpu", 1), (224, "cuda", 64)],
+)
+def test_large_images_come_in_small_batches_on_the_cpu(pixels: int, device: str, images: int) -> None:
+    photos = torch.zeros(1, 3, pixels, pixels).expand(70, -1, -1, -1)
+    assert usual_batch_size(photos, torch.device(device)) == images
+    assert usual_batch_size(TensorDataset(photos, torch.arange(70)), torch.device(device)) == images
+    assert len(as_batches(photos, device=device).first()) == images
+
+
+def test_looking_at_a_data_set_for_its_batch_size_draws_nothing() -> None:
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    assert usual_batch_size(Noisy(lambda: torch.rand(())), torch.device("cpu")) == 64
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 @settings(max_examples=30, deadline=None)

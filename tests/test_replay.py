@@ -52,10 +52,11 @@ def test_every_step_of_a_walk_equals_the_whole_forward(budget: int, tmp_path: Pa
     replay = Replay(model, forward, store, "it")
     with torch.no_grad():
         for position, call in enumerate(schedule.calls):
-            with replay.skipping(extra=call):
+            replay.start(call)
+            with replay.recording():
                 for index, batch in enumerate(batches):
-                    replay.record(index, batch, call)
-            replay.finish(call)
+                    replay.record(index, batch)
+            replay.finish()
             for dead in schedule.dead_after(position):
                 replay.retire(dead, len(batches))
             with replay.skipping():
@@ -78,14 +79,66 @@ def test_finished_units_do_not_compute(tmp_path: Path) -> None:
     model = Skipping().eval()
     batch = torch.randn(2, 3, 6, 6)
     replay = Replay(model, forward, FeatureStore(1 << 20, tmp_path), "it")
-    with torch.no_grad(), replay.skipping(extra=("first", 0)):
-        replay.record(0, batch, ("first", 0))
-    replay.finish(("first", 0))
+    replay.start(("first", 0))
+    with torch.no_grad(), replay.recording():
+        replay.record(0, batch)
+    replay.finish()
     expected = model(batch)
     with torch.no_grad():
         model.first.weight.fill_(float("nan"))
         with replay.skipping():
             assert torch.equal(replay.run(0, batch), expected)
+
+
+class Block(nn.Module):
+    """One unit with a layer that is called twice and functions in place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(4, 4, 3, padding=1)
+        self.conv2 = nn.Conv2d(4, 4, 3, padding=1)
+        self.relu = nn.ReLU(inplace=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.relu(self.conv1(x))
+        return self.relu(self.conv2(self.conv1(y)) + x)
+
+
+@pytest.mark.parametrize(("budget", "computed"), [(1 << 20, 2), (0, 4), (350, 3)])
+def test_a_settled_layer_computes_once_a_batch_while_memory_lasts(
+    budget: int, computed: int, tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    model, batch = nn.Sequential(Block()).eval(), torch.randn(1, 4, 4, 4)  # 256 bytes an output
+    calls: list[Tensor] = []
+    original = model[0].conv1.forward
+    model[0].conv1.forward = lambda x: (calls.append(x), original(x))[1]
+    expected = model(batch)
+    calls.clear()
+    store = FeatureStore(budget, tmp_path)
+    replay = Replay(model, forward, store, "it")
+    replay.start(("0", 0))
+    replay.settle("0.conv1")
+    with torch.no_grad(), replay.skipping():
+        assert torch.equal(replay.run(0, batch), expected)
+        assert torch.equal(replay.run(0, batch), expected)
+        assert len(calls) == computed
+    with torch.no_grad(), replay.recording():
+        assert replay.record(0, batch)
+    replay.finish()
+    assert torch.equal(replay.output(("0", 0), 0), expected)
+    assert store.in_memory == (256 if budget > 1000 else 0)  # the unit's own output, in memory or on disk
+
+
+def test_offers_leave_the_reserve_alone(tmp_path: Path) -> None:
+    store, cpu, value = FeatureStore(1000, tmp_path), torch.device("cpu"), torch.arange(100.0)
+    store.reserved = 600
+    assert store.offer("fits", value, cpu) and not store.offer("does not", value, cpu)
+    assert torch.equal(store.get("fits"), value)
+    store.drop(["fits"])
+    assert store.in_memory == 0 and store.offer("fits", value + 1, cpu)
+    assert torch.equal(store.get("fits"), value + 1)
+    store.close()
 
 
 class CountingPool(nn.MaxPool2d):

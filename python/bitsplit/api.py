@@ -12,11 +12,11 @@ from pydantic import ValidationError
 from torch import nn
 
 from bitsplit.calibration.checkpoint import Checkpoint
-from bitsplit.calibration.engine import Engine, to_device
+from bitsplit.calibration.engine import Engine
 from bitsplit.calibration.fingerprint import run_fingerprint
 from bitsplit.calibration.forecast import free_memory
-from bitsplit.calibration.replay import device_of
 from bitsplit.data import Batches, as_batches
+from bitsplit.device import device_of, to_device
 from bitsplit.document import explain
 from bitsplit.errors import ModelError, RecipeError
 from bitsplit.inplace import adopt
@@ -42,7 +42,7 @@ def quantize(
     inplace: bool = False,
     seed: int = 0,
     device: torch.device | str | None = None,
-    batch_size: int = 64,
+    batch_size: int | None = None,
     checkpoint: str | Path | None = None,
     memory: int | None = None,
 ) -> Model:
@@ -54,11 +54,13 @@ def quantize(
     first and last layers.  layers: overrides by wildcard, such as
     ``{"layer1.*": {"weights": 8}, "fc": {"weights": None}}``.
     step: how one batch runs through the model, default ``model(batch)``.
+    batch_size: images in a batch, where the batches are made here; default 64, on the CPU as many as make
+    about eight photos of 224 pixels.
     checkpoint: a folder for finished layers; the same call again goes on from there.
     memory: bytes of host memory for features, beyond that they go to disk; default a quarter of what is free.
     """
     recipe = _recipe(method, weights, activations, policy, layers, seed)
-    batches, forward = as_batches(data, batch_size, inputs_only=step is None), step or _call
+    batches, forward = _batches(model, data, batch_size, step, device), step or _call
     network, teacher = _observed_copy(model, batches, forward, device)
     resolved = make_plan(network, recipe)
     saved = (
@@ -86,11 +88,11 @@ def plan(
     step: Step | None = None,
     seed: int = 0,
     device: torch.device | str | None = None,
-    batch_size: int = 64,
+    batch_size: int | None = None,
 ) -> Plan:
     """What ``quantize`` with the same arguments would do to every layer; nothing is fitted."""
     recipe = _recipe(method, weights, activations, policy, layers, seed)
-    batches = as_batches(data, batch_size, inputs_only=step is None)
+    batches = _batches(model, data, batch_size, step, device)
     network, _ = _observed_copy(model, batches, step or _call, device)
     return make_plan(network, recipe)
 
@@ -110,6 +112,13 @@ def _recipe(
         return Recipe(**asked, layers=layers or {}, seed=seed)
     except ValidationError as error:
         raise RecipeError(explain(error)) from None
+
+
+def _batches(
+    model: nn.Module, data: Any, batch_size: int | None, step: Step | None, device: torch.device | str | None
+) -> Batches:
+    place = device_of(model) if device is None else device
+    return as_batches(data, batch_size, inputs_only=step is None, device=place)
 
 
 def _call(model: nn.Module, batch: Any) -> Any:

@@ -15,11 +15,11 @@ from rich.progress import track
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
+from bitsplit.data.batch_size import usual_batch_size
 from bitsplit.data.folder import ImageFolder
 from bitsplit.data.preprocessing import Preprocessing
+from bitsplit.device import device_of
 from bitsplit.errors import DataError, ModelError
-
-BATCH_SIZE = 100
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ def evaluate(
     model: nn.Module,
     data: Any,
     *,
-    batch_size: int = BATCH_SIZE,
+    batch_size: int | None = None,
     preprocessing: Preprocessing | None = None,
     labels: str | os.PathLike[str] = "folders",
 ) -> Accuracy:
@@ -57,7 +57,7 @@ def evaluate(
         model: images Tensor[B, ...] -> scores Tensor[B, classes].
         data: a folder of photos, a data set of (image, label), a pair (images Tensor[N, ...], labels
             Tensor[N]), or any iterable of batches (images, labels).
-        batch_size: images in a batch, where the batches are made here.
+        batch_size: images in a batch, where the batches are made here; None: as ``quantize`` does.
         preprocessing: of a folder's photos; ImageNet's usual one when None.
         labels: where a folder's classes come from, see ``bitsplit.data.ImageFolder``.
     """
@@ -65,7 +65,7 @@ def evaluate(
         data = ImageFolder(data, preprocessing, labels)
     started = time.perf_counter()
     images = right1 = right5 = classes = 0
-    for scores, truth in _scores(model, _batches(data, batch_size), "evaluate"):
+    for scores, truth in _scores(model, data, batch_size, "evaluate"):
         if truth is None:
             raise DataError("evaluate needs batches of (images, labels), got batches without labels")
         classes = scores.shape[1]
@@ -79,22 +79,22 @@ def evaluate(
     return Accuracy(100 * right1 / images, 100 * right5 / images if classes > 5 else None, images, seconds)
 
 
-def predict(model: nn.Module, data: Any, *, batch_size: int = BATCH_SIZE) -> Tensor:
+def predict(model: nn.Module, data: Any, *, batch_size: int | None = None) -> Tensor:
     """The class with the highest score for every image, Tensor[N].
 
     Args:
         model: images Tensor[B, ...] -> scores Tensor[B, classes].
         data: images Tensor[N, ...], or any data ``evaluate`` takes; labels are ignored.
-        batch_size: images in a batch, where the batches are made here.
+        batch_size: images in a batch, where the batches are made here; None: as ``quantize`` does.
     """
     if isinstance(data, str | os.PathLike):
         data = ImageFolder(data, labels=None)
-    scored = _scores(model, _batches(data, batch_size), "predict")
+    scored = _scores(model, data, batch_size, "predict")
     return torch.cat([scores.argmax(1).cpu() for scores, _ in scored])
 
 
 def agreement(
-    model: nn.Module, reference: nn.Module | Tensor, data: Any, *, batch_size: int = BATCH_SIZE
+    model: nn.Module, reference: nn.Module | Tensor, data: Any, *, batch_size: int | None = None
 ) -> float:
     """Percentage of images to which both networks give the same class.
 
@@ -102,7 +102,7 @@ def agreement(
         model: the network in question.
         reference: the network to compare with, or what ``predict`` gave for it on the same data.
         data: as for ``predict``; must come in the same order every time.
-        batch_size: images in a batch, where the batches are made here.
+        batch_size: images in a batch, where the batches are made here; None: as ``quantize`` does.
     """
     wanted = reference if isinstance(reference, Tensor) else predict(reference, data, batch_size=batch_size)
     got = predict(model, data, batch_size=batch_size)
@@ -125,21 +125,26 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
-def _batches(data: Any, batch_size: int) -> Iterable[Any]:
-    if isinstance(data, Tensor):
-        return data.split(batch_size)
+def _batches(data: Any, batch_size: int | None, device: torch.device) -> Iterable[Any]:
     if isinstance(data, tuple) and len(data) == 2 and all(isinstance(part, Tensor) for part in data):
         if len(data[0]) != len(data[1]):
             raise DataError(f"{len(data[0])} images but {len(data[1])} labels")
         data = TensorDataset(*data)
+    if batch_size is None:
+        batch_size = usual_batch_size(data, device)
+    if isinstance(data, Tensor):
+        return data.split(batch_size)
     if isinstance(data, Dataset):
         return DataLoader(data, batch_size)
     return data
 
 
-def _scores(model: nn.Module, batches: Iterable[Any], what: str) -> Iterator[tuple[Tensor, Tensor | None]]:
+def _scores(
+    model: nn.Module, data: Any, batch_size: int | None, what: str
+) -> Iterator[tuple[Tensor, Tensor | None]]:
     """Scores Tensor[B, classes] and labels Tensor[B] of every batch, with a progress bar on a terminal."""
-    device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+    device = device_of(model)
+    batches = _batches(data, batch_size, device)
     console = Console(stderr=True)
     seen = 0
     with eval_mode(model), torch.inference_mode():

@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.utils import _pytree as pytree
+from torch import nn
 
 from bitsplit.calibration.checkpoint import Checkpoint
 from bitsplit.calibration.features import FeatureStore
@@ -20,17 +19,13 @@ from bitsplit.calibration.responses import ResponseErrors
 from bitsplit.calibration.schedule import unit_schedule
 from bitsplit.calibration.task import EngineLayerTask
 from bitsplit.data import Batches
+from bitsplit.device import to_device
 from bitsplit.errors import CalibrationError, RecipeError
 from bitsplit.methods.base import Method
 from bitsplit.network import Network
 from bitsplit.plan import Plan
 from bitsplit.quantizers import prepare
 from bitsplit.report.results import LayerResult, QuantizationReport
-
-
-def to_device(batch: Any, device: torch.device) -> Any:
-    """``batch`` with all its tensors on ``device``."""
-    return pytree.tree_map_only(Tensor, lambda tensor: tensor.to(device), batch)
 
 
 class Engine:
@@ -106,13 +101,16 @@ class Engine:
         features = feature_bytes(self.network, schedule, self.data)
         needed = forecast(self.network, self.plan, self.methods, features, self.store.budget)
         needed.check(free_memory(self.student_replay.device))
+        self.store.reserved = features
         with Progress(len(self.network.layers), str(needed)) as progress:
             for position, call in enumerate(schedule.calls):
                 units = {call[0], *schedule.inside.get(call, ())} - fitted
                 layers = tuple(name for name, layer in self.network.layers.items() if layer.unit in units)
                 fitted |= units
+                self.teacher_replay.start(call, layers)
+                self.student_replay.start(call)
                 seconds = {name: self._fit(name, progress) for name in layers}
-                errors = self._advance(call, layers)
+                errors = self._advance(layers)
                 self._note_results(seconds, errors, progress)
                 self._retire(schedule.dead_after(position))
 
@@ -121,13 +119,13 @@ class Engine:
         started = time.perf_counter()
         progress.layer(name)
         layer_plan = self.plan.layer(name)
-        if layer_plan.weights is None and layer_plan.activations is None:
-            return 0.0
-        task = EngineLayerTask(self, self.network.layers[name])
-        if self.checkpoint is None or not self.checkpoint.restore(name, task.module):
-            self._fit_with_methods(task)
-            if self.checkpoint is not None:
-                self.checkpoint.save(name, task.module)
+        if layer_plan.weights is not None or layer_plan.activations is not None:
+            task = EngineLayerTask(self, self.network.layers[name])
+            if self.checkpoint is None or not self.checkpoint.restore(name, task.module):
+                self._fit_with_methods(task)
+                if self.checkpoint is not None:
+                    self.checkpoint.save(name, task.module)
+        self.student_replay.settle(name)
         return time.perf_counter() - started
 
     def _fit_with_methods(self, task: EngineLayerTask) -> None:
@@ -142,20 +140,20 @@ class Engine:
                 chain = ", ".join(method.name for method in self.methods)
                 raise RecipeError(f"{task.name}: no method of the chain ({chain}) fits its {what} quantizer")
 
-    def _advance(self, call: UnitCall, layers: tuple[str, ...]) -> ResponseErrors:
-        """Keep the outputs of a finished unit call, of both models, for all batches; compare its layers."""
+    def _advance(self, layers: tuple[str, ...]) -> ResponseErrors:
+        """Keep the outputs of the unit call at work, of both models, for all batches; compare its layers."""
         errors = ResponseErrors(layers)
         with (
             errors.watching(self.teacher, self.student),  # first, so that its hooks come before the stop
-            self.teacher_replay.skipping(extra=call),
-            self.student_replay.skipping(extra=call),
+            self.teacher_replay.recording(),
+            self.student_replay.recording(),
         ):
             for index, batch in enumerate(self.batches()):
-                self._all_alike &= self.teacher_replay.record(index, batch, call)
-                self._all_alike &= self.student_replay.record(index, batch, call)
+                self._all_alike &= self.teacher_replay.record(index, batch)
+                self._all_alike &= self.student_replay.record(index, batch)
                 errors.next_batch()
-        self.teacher_replay.finish(call)
-        self.student_replay.finish(call)
+        self.teacher_replay.finish()
+        self.student_replay.finish()
         return errors
 
     def _note_results(self, seconds: dict[str, float], errors: ResponseErrors, progress: Progress) -> None:

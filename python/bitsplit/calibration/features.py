@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,10 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 SMALL = 1 << 20  # bytes
+
+
+def _bytes(tensor: Tensor) -> int:
+    return tensor.numel() * tensor.element_size()
 
 
 @dataclass(frozen=True)
@@ -43,7 +47,7 @@ class _Slabs:
 
     def place(self, tensor: Tensor) -> Tensor:
         """A copy of a dense tensor in its own order of elements."""
-        size = tensor.numel() * tensor.element_size()
+        size = _bytes(tensor)
         if size > self._slab.numel():
             self._slab = torch.empty(self.size, dtype=torch.uint8)
         place = self._slab[:size].view(tensor.dtype).as_strided(tensor.shape, tensor.stride())
@@ -52,10 +56,14 @@ class _Slabs:
 
 
 class FeatureStore:
-    """Keeps trees of tensors under keys, in host memory up to ``budget`` bytes, beyond that in files."""
+    """Keeps trees of tensors under keys, in host memory up to ``budget`` bytes, beyond that in files.
+
+    ``reserved`` bytes of the budget are not for what is merely offered.
+    """
 
     def __init__(self, budget: int, folder: Path | None = None) -> None:
         self.budget = budget
+        self.reserved = 0
         self.in_memory = 0
         self.on_disk = 0
         self._parent = folder
@@ -69,6 +77,20 @@ class FeatureStore:
         """Keep ``tree``; ``get`` brings its tensors back to ``device``."""
         leaves, spec = pytree.tree_flatten(tree)
         self._trees[key] = ([self._keep(leaf) for leaf in leaves], spec, device)
+
+    def offer(self, key: Hashable, tree: Any, device: torch.device) -> bool:
+        """``put`` that is refused where memory is short."""
+        size = sum(_bytes(leaf) for leaf in pytree.tree_leaves(tree) if isinstance(leaf, Tensor))
+        fits = self.in_memory + size <= self.budget - self.reserved
+        if fits:
+            self.put(key, tree, device)
+        return fits
+
+    def drop(self, keys: Iterable[Hashable]) -> None:
+        """Free the values under ``keys`` and forget them."""
+        for key in keys:
+            self.release(key)
+            del self._trees[key]
 
     def get(self, key: Hashable) -> Any:
         """A fresh copy of the tree: the caller may change it in place."""
@@ -98,7 +120,7 @@ class FeatureStore:
     def _keep(self, leaf: Any) -> Any:
         if not isinstance(leaf, Tensor):
             return leaf
-        size = leaf.numel() * leaf.element_size()
+        size = _bytes(leaf)
         copied = leaf.detach().to("cpu", copy=True)  # dense, in the order of the leaf
         if self.in_memory + size <= self.budget:
             self.in_memory += size
@@ -136,7 +158,7 @@ class FeatureStore:
             leaf.path.unlink(missing_ok=True)
             return _hollow(leaf)
         if isinstance(leaf, Tensor) and leaf.untyped_storage().nbytes() > leaf.element_size():
-            self.in_memory -= leaf.numel() * leaf.element_size()
+            self.in_memory -= _bytes(leaf)
             return _hollow(leaf)
         return leaf
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from bitsplit._version import __version__
 from bitsplit.data import Batches
+from bitsplit.device import device_of
 from bitsplit.recipe import Recipe
 
 
@@ -21,7 +22,7 @@ def run_fingerprint(model: nn.Module, data: Batches, recipe: Recipe) -> dict[str
         "recipe": recipe.model_dump(mode="json"),
         "bitsplit": __version__,
         "torch": torch.__version__,
-        "device": next(model.parameters()).device.type,
+        "device": device_of(model).type,
     }
 
 

@@ -1,13 +1,14 @@
 """Run a model again and again up to a layer, without computing finished units again.
 
 No graph is needed: the model's own code runs, but the units that are finished answer with the outputs they
-gave before.  Outputs that no later unit reads are not kept; zeros of their shape stand for them.
+gave before.  Outputs that no later unit reads are not kept; zeros of their shape stand for them.  Inside of
+the unit at work the layers that are finished answer in the same way, as far as there is memory for that.
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections import Counter, defaultdict
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,17 +16,13 @@ import torch
 from torch import nn
 
 from bitsplit.calibration.features import FeatureStore
+from bitsplit.device import device_of
 
 UnitCall = tuple[str, int]  # a unit's module path and the number of its call within one forward
 
 
 class Stop(BaseException):
     """Ends a forward early; no ``except Exception`` of the model's own code may swallow it."""
-
-
-def device_of(model: nn.Module) -> torch.device:
-    """Where the parameters of ``model`` lie."""
-    return next(model.parameters()).device
 
 
 class Replay:
@@ -51,33 +48,50 @@ class Replay:
         self._finished: dict[UnitCall, bool] = {}  # -> still read by somebody
         self._calls: Counter[str] = Counter()
         self._index = 0
-        self._recording: UnitCall | None = None
+        self._at_work: UnitCall | None = None
+        self._recording = False
+        self._settled: set[str] = set()  # layers inside of the unit at work
+        self._layer_calls: Counter[str] | None = None  # while the unit call at work runs
+        self._layer_outputs: dict[int, list[Hashable]] = defaultdict(list)
 
     @property
     def device(self) -> torch.device:
         return device_of(self.model)
 
+    def start(self, call: UnitCall, settled: Iterable[str] = ()) -> None:
+        """``call`` is at work from now on; the layers ``settled`` inside of it do not change any more."""
+        self._at_work = call
+        self._settled = set(settled)
+
+    def settle(self, layer: str) -> None:
+        """``layer``, inside of the unit at work, does not change any more."""
+        self._settled.add(layer)
+
     def run(self, index: int, batch: Any) -> Any:
         """Batch number ``index`` through the model; ``None`` when a hook ended it with ``Stop``."""
         self._calls.clear()
+        self._layer_calls = None
         self._index = index
         try:
             return self._forward(self.model, batch)
         except Stop:
             return None
 
-    def record(self, index: int, batch: Any, call: UnitCall) -> bool:
-        """Run up to and including unit call ``call`` and keep its output for batch ``index``.
+    def record(self, index: int, batch: Any) -> bool:
+        """Run up to and including the unit call at work and keep its output for batch ``index``.
 
         False when this batch does not come to that call.
         """
-        self._recording = call
+        self._recording = True
         self.run(index, batch)
-        return self._recording is None
+        self._store.drop(self._layer_outputs.pop(index, ()))
+        return not self._recording
 
-    def finish(self, call: UnitCall) -> None:
-        """From now on ``call`` answers from the store (every batch has been recorded)."""
-        self._finished[call] = True
+    def finish(self) -> None:
+        """From now on the call at work answers from the store (every batch has been recorded)."""
+        self._finished[self._at_work] = True
+        self._at_work = None
+        self._settled.clear()
 
     def retire(self, call: UnitCall, batches: int) -> None:
         """Nobody reads the output of ``call`` any more: free it."""
@@ -93,30 +107,42 @@ class Replay:
         return (self._name, *call, index)
 
     @contextmanager
-    def skipping(self, extra: UnitCall | None = None) -> Iterator[None]:
-        """While active, finished units answer from the store; ``extra`` is a unit about to be recorded."""
-        names = {name for name, _ in self._finished} | ({extra[0]} if extra else set())
-        modules = {name: self.model.get_submodule(name) for name in names}
+    def skipping(self) -> Iterator[None]:
+        """While active, what is finished answers from the store."""
+        units = {name for name, _ in [*self._finished, *filter(None, [self._at_work])]}
+        modules = {name: self.model.get_submodule(name) for name in {*self._settled, *units}}
         own = {name: vars(module)["forward"] for name, module in modules.items() if "forward" in vars(module)}
-        for name, module in modules.items():
-            module.forward = self._answering(name, module.forward)
-        # a hook, so that other hooks of the recorded unit still see its output
-        stop = modules[extra[0]].register_forward_hook(self._stop_when_recorded) if extra else None
+        for name in self._settled:
+            modules[name].forward = self._remembering(name, modules[name].forward)
+        for name in units:
+            modules[name].forward = self._answering(name, modules[name].forward)
         try:
             yield
         finally:
-            if stop is not None:
-                stop.remove()
             for name, module in modules.items():
                 del module.forward
                 if name in own:  # somebody had given this object a forward of its own
                     module.forward = own[name]
 
+    @contextmanager
+    def recording(self) -> Iterator[None]:
+        """``skipping``, and every forward ends with the unit call at work."""
+        module = self.model.get_submodule(self._at_work[0])
+        with self.skipping():
+            # a hook, so that other hooks of the recorded unit still see its output
+            stop = module.register_forward_hook(self._stop_when_recorded)
+            try:
+                yield
+            finally:
+                stop.remove()
+
     def _stop_when_recorded(self, *_: Any) -> None:
-        if self._recording is None:
+        if not self._recording:
             raise Stop
 
     def _answering(self, name: str, forward: Callable[..., Any]) -> Callable[..., Any]:
+        """The ``forward`` of a unit that does not compute what is finished."""
+
         def answer(*args: Any, **kwargs: Any) -> Any:
             call = (name, self._calls[name])
             self._calls[name] += 1
@@ -124,10 +150,31 @@ class Replay:
                 self._calls.update(self._inside.get(call, ()))
                 key = self._key(call, self._index)
                 return self._store.get(key) if self._finished[call] else self._store.shape_only(key)
+            if call != self._at_work:
+                return forward(*args, **kwargs)
+            self._layer_calls = Counter()
             output = forward(*args, **kwargs)
-            if call == self._recording:
+            self._layer_calls = None
+            if self._recording:
                 self._store.put(self._key(call, self._index), output, self.device)
-                self._recording = None
+                self._recording = False
+            return output
+
+        return answer
+
+    def _remembering(self, name: str, forward: Callable[..., Any]) -> Callable[..., Any]:
+        """The ``forward`` of a layer that computes once for every batch inside of the unit call at work."""
+
+        def answer(*args: Any, **kwargs: Any) -> Any:
+            if self._layer_calls is None:
+                return forward(*args, **kwargs)
+            key = (*self._key((name, self._layer_calls[name]), self._index), self._at_work)
+            self._layer_calls[name] += 1
+            if key in self._layer_outputs[self._index]:
+                return self._store.get(key)
+            output = forward(*args, **kwargs)
+            if self._store.offer(key, output, self.device):
+                self._layer_outputs[self._index].append(key)
             return output
 
         return answer

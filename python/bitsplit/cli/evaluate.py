@@ -29,7 +29,7 @@ def evaluate(
         ),
     ] = "folders",
     preprocessing: options.PreprocessingOption = None,
-    batch_size: options.BatchSizeOption = 100,
+    batch_size: options.BatchSizeOption = None,
     device: options.DeviceOption = None,
 ) -> None:
     """Measure top-1 and top-5 accuracy of a float or quantized network."""

@@ -86,7 +86,15 @@ DeviceOption = Annotated[
         show_default="cuda where there is a card, else cpu",
     ),
 ]
-BatchSizeOption = Annotated[int, typer.Option("--batch-size", min=1, help="Images in a batch.")]
+BatchSizeOption = Annotated[
+    int | None,
+    typer.Option(
+        "--batch-size",
+        min=1,
+        help="Images in a batch.",
+        show_default="64, fewer where they are large and run on the CPU",
+    ),
+]
 
 WIDE = 140
 

@@ -38,7 +38,7 @@ def quantize(
         ),
     ] = None,
     preprocessing: options.PreprocessingOption = None,
-    batch_size: options.BatchSizeOption = 64,
+    batch_size: options.BatchSizeOption = None,
     checkpoint: Annotated[
         Path | None,
         typer.Option("--checkpoint", metavar="FOLDER", help="Keeps finished layers, to go on after a stop."),

@@ -12,11 +12,11 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 from torch.utils.data import DataLoader, Dataset
 
+from bitsplit.data.batch_size import usual_batch_size
 from bitsplit.data.digest import add_to_digest, brief_digest
 from bitsplit.data.repeat import Repeatable
 from bitsplit.errors import CalibrationError
 
-BATCH_SIZE = 64
 MEMORY = 2 << 30
 
 
@@ -119,7 +119,13 @@ class Batches:
 
 
 def as_batches(
-    data: Any, batch_size: int = BATCH_SIZE, *, inputs_only: bool = True, seed: int = 0, memory: int = MEMORY
+    data: Any,
+    batch_size: int | None = None,
+    *,
+    inputs_only: bool = True,
+    seed: int = 0,
+    memory: int = MEMORY,
+    device: torch.device | str = "cpu",
 ) -> Batches:
     """Makes batches of calibration data.
 
@@ -131,13 +137,16 @@ def as_batches(
             * a ``DataLoader``, a list or any other iterable: its items are batches already, as the model
               takes them. A loader that shuffles is given the same random state at the start of every walk. An
               iterator or generator, which can be walked only once, is read into memory with a warning.
-        batch_size: images in a batch, where the batches are made here.
+        batch_size: images in a batch, where the batches are made here; None: ``usual_batch_size``.
         inputs_only: hand over the model's input only: of a batch like ``(images, labels)`` its first item.
         seed: of the random state in which a loader is walked.
         memory: bytes up to which batches of a loader or data set are kept in memory.
+        device: where they will be computed with.
     """
     if isinstance(data, Batches):
         return data
+    if batch_size is None:
+        batch_size = usual_batch_size(data, torch.device(device))
     if batch_size < 1:
         raise CalibrationError(f"batch_size must be at least 1, got {batch_size}")
     return Batches(_source(data, batch_size), inputs_only, seed, memory)

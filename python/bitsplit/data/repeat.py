@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -25,13 +26,10 @@ class Repeatable:
     def __iter__(self) -> Iterator[Any]:
         for generator, state in self._own:
             generator.set_state(state)
-        outside = _capture()
-        try:
+        with random_state_kept():
             _seed_all(self._seed)
             iterator = iter(self._source)
             inside = _capture()
-        finally:
-            _restore(outside)
         while True:
             outside = _capture()
             _restore(inside)
@@ -43,6 +41,16 @@ class Repeatable:
                 inside = _capture()
                 _restore(outside)
             yield item
+
+
+@contextmanager
+def random_state_kept() -> Iterator[None]:
+    """Whatever is drawn inside, the program's own random numbers go on as if nothing had been."""
+    outside = _capture()
+    try:
+        yield
+    finally:
+        _restore(outside)
 
 
 def _generators(source: Any) -> list[torch.Generator]:

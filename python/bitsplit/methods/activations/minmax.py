@@ -16,6 +16,7 @@ class MinMaxActivations(ActivationMethod):
     """From the smallest to the largest value seen."""
 
     name = "minmax"
+    sample_limit = 1  # the range is known without
 
     def fit(self, sample: InputSample, grid: Grid) -> tuple[Tensor, Tensor]:
         return grid_of_range(sample.low, sample.high, grid.low, grid.high)
