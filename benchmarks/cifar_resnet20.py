@@ -1,7 +1,7 @@
 """CIFAR-10 ResNet-20 at 2 to 4 bits: every method, with the checkpoint's norm statistics and with new ones.
 
     python benchmarks/cifar_resnet20.py ../shared/data [--seeds 3] [--threads 1] [--norms checkpoint]
-        [--only bitsplit minmax] [--output docs/benchmarks/cifar_resnet20.md]
+        [--bits W4A32 W3A3] [--only bitsplit minmax] [--output docs/benchmarks/cifar_resnet20.md]
 
 1,024 training images calibrate, all 10,000 test images test. First convolution and last layer have 8 bits.
 
@@ -35,14 +35,21 @@ from bitsplit.models.load import load_model
 PREPROCESSING = Preprocessing(None, None, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 CALIBRATION_IMAGES = 1024
 NORMS = ("checkpoint", "reestimated")
-WIDTHS = [(4, None), (3, None), (2, None), (4, 8), (4, 4), (3, 3)]
+WIDTHS = {
+    "W4A32": (4, None),
+    "W3A32": (3, None),
+    "W2A32": (2, None),
+    "W4A8": (4, 8),
+    "W4A4": (4, 4),
+    "W3A3": (3, 3),
+}
 RELEASED = {  # top-1 of the released Bit-Split on this work: checkpoint norms, re-estimated norms
-    (4, None): (80.85, 82.72),
-    (3, None): (77.42, 81.74),
-    (2, None): (67.35, 79.17),
-    (4, 8): (None, 82.87),
-    (4, 4): (None, 81.71),
-    (3, 3): (None, 78.44),
+    "W4A32": (80.85, 82.72),
+    "W3A32": (77.42, 81.74),
+    "W2A32": (67.35, 79.17),
+    "W4A8": (None, 82.87),
+    "W4A4": (None, 81.71),
+    "W3A3": (None, 78.44),
 }
 METHODS: dict[str, Callable[[], Method]] = {
     "minmax": bitsplit.MinMax,
@@ -142,7 +149,9 @@ def reestimated(work: Work, seed: int) -> nn.Module:
     return bitsplit.quantize(work.network, work.calibration(seed, True), chain, weights=8, layers=layers)
 
 
-def report(work: Work, names: list[str], norms: list[str], seeds: int, threads: int) -> str:
+def report(
+    work: Work, chosen: list[str], names: list[str], norms: list[str], seeds: int, threads: int
+) -> str:
     """The table as Markdown; rows are printed as they come."""
     original, estimated = (
         work.top1(predict(network, work.test)) for network in (work.network, reestimated(work, 0))
@@ -160,7 +169,8 @@ def report(work: Work, names: list[str], norms: list[str], seeds: int, threads: 
         "|---|---|---|---|---|",
     ]
     print("\n".join(lines), flush=True)
-    for bits in WIDTHS:
+    for width in chosen:
+        bits = WIDTHS[width]
         for name in names:
             if name == "kl" and bits[1] is None:
                 continue  # its weights are those of minmax
@@ -168,8 +178,7 @@ def report(work: Work, names: list[str], norms: list[str], seeds: int, threads: 
                 str(measure(work, name, bits, column == "reestimated", seeds)) if column in norms else "–"
                 for column in NORMS
             ]
-            released = " / ".join("–" if value is None else str(value) for value in RELEASED[bits])
-            width = f"W{bits[0]}A{bits[1] or 32}"
+            released = " / ".join("–" if value is None else str(value) for value in RELEASED[width])
             lines.append(f"| {width} | {name} | {cells[0]} | {cells[1]} | {released} |")
             print(lines[-1], flush=True)
     return "\n".join(lines) + "\n"
@@ -181,13 +190,14 @@ def main() -> None:
     parser.add_argument("data", type=Path, help="folder with cifar10/ and models/")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--bits", nargs="+", choices=WIDTHS, default=list(WIDTHS))
     parser.add_argument("--only", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--norms", nargs="+", choices=NORMS, default=list(NORMS))
     parser.add_argument("--output", type=Path)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     work = Work.load(arguments.data)
-    text = report(work, arguments.only, arguments.norms, arguments.seeds, arguments.threads)
+    text = report(work, arguments.bits, arguments.only, arguments.norms, arguments.seeds, arguments.threads)
     if arguments.output is not None:
         arguments.output.parent.mkdir(parents=True, exist_ok=True)
         arguments.output.write_text(text)

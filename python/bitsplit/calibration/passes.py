@@ -53,18 +53,18 @@ def watching(
 
 
 def visit(
-    engine: Engine, task: EngineLayerTask, student: bool, teacher: bool
+    engine: Engine, task: EngineLayerTask, student: bool, teacher: bool, responses: bool = False
 ) -> Iterator[tuple[int, list, list]]:
     """For every batch: its number, the student's inputs of the layer, the teacher's inputs and outputs of it.
 
-    Models that are not asked for are not run.
+    Models that are not asked for are not run.  responses: the student's outputs as well.
     """
-    inputs: list[tuple[Tensor, None]] = []
+    inputs: list[tuple[Tensor, Tensor | None]] = []
     targets: list[tuple[Tensor, Tensor]] = []
     with ExitStack() as active:
         if student:
             active.enter_context(engine.student_replay.skipping())
-            active.enter_context(watching(task.module, task.calls, inputs, outputs=False))
+            active.enter_context(watching(task.module, task.calls, inputs, outputs=responses))
         if teacher:
             active.enter_context(engine.teacher_replay.skipping())
             active.enter_context(watching(task.twin, task.calls, targets, outputs=student))
@@ -73,6 +73,10 @@ def visit(
                 engine.teacher_replay.run(index, batch)
             if student:
                 engine.student_replay.run(index, batch)
+            if student and teacher and len(inputs) != len(targets):
+                raise CalibrationError(
+                    f"{task.name}: called {len(inputs)} times quantized but {len(targets)} times in float"
+                )
             yield index, list(inputs), list(targets)
             inputs.clear()
             targets.clear()
@@ -138,10 +142,6 @@ def collect_statistics(
     moments = _Moments(task, part)
     per_image = None if patches is None else max(1, round(patches / engine.images))
     for index, inputs, targets in visit(engine, task, student=quantized, teacher=True):
-        if quantized and len(inputs) != len(targets):
-            raise CalibrationError(
-                f"{task.name}: called {len(inputs)} times quantized but {len(targets)} times in float"
-            )
         for call, ((x, _), (_, y)) in enumerate(zip(inputs if quantized else targets, targets, strict=True)):
             moments.add(task, x, y, per_image, _seed_of(engine.seed, task.name, index, call))
     if not all(bool(torch.isfinite(t).all()) for t in (moments.gram, moments.sum_yy, moments.sum_y)):
@@ -176,6 +176,19 @@ def _without_bias(sums: Statistics, bias: Tensor | None) -> Statistics:
         sums.sum_yy - 2 * b * sums.sum_y + sums.count * b * b,
         sums.count,
     )
+
+
+def collect_mean_error(engine: Engine, task: EngineLayerTask) -> Tensor:
+    """Float responses less the quantized ones, the mean over all positions, in float64."""
+    axis, total, count = -1 - task.kind.spatial, 0.0, 0
+    for _, inputs, targets in visit(engine, task, student=True, teacher=True, responses=True):
+        for (_, got), (_, wanted) in zip(inputs, targets, strict=True):
+            error = (wanted - got).movedim(axis, -1).reshape(-1, wanted.shape[axis])
+            total = total + error.sum(0, dtype=torch.float64)
+            count += len(error)
+    if count == 0 or not bool(torch.isfinite(total).all()):
+        raise CalibrationError(f"{task.name}: no calibration image, or NaN or Inf, reached this layer")
+    return total / count
 
 
 def collect_sample(engine: Engine, task: EngineLayerTask, limit: int, per_channel: bool) -> InputSample:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Literal
 
 from torch import Tensor, nn
 
-from bitsplit.calibration.passes import Part, collect_sample, collect_statistics
+from bitsplit.calibration.passes import Part, collect_mean_error, collect_sample, collect_statistics
 from bitsplit.methods.statistics import InputSample, Statistics
 from bitsplit.network.layers import LayerKind, kind_of
 from bitsplit.quantizers import ActivationQuantizer, Grid, set_weight
@@ -70,6 +70,9 @@ class EngineLayerTask:
 
     def part_statistics(self, columns: slice, weight: Tensor) -> Statistics:
         return collect_statistics(self._engine, self, True, None, Part.cut(columns, weight))
+
+    def mean_error(self) -> Tensor:
+        return collect_mean_error(self._engine, self)
 
     def input_sample(self, limit: int, per_channel: bool = False) -> InputSample:
         return collect_sample(self._engine, self, limit, per_channel)

@@ -55,6 +55,9 @@ class LayerTask(Protocol):
         That is the float response less that of all other columns with ``weight`` [1, M, N].
         """
 
+    def mean_error(self) -> Tensor:
+        """The float response less that of the module as it is, mean over all positions, Tensor[g * M]."""
+
     def input_sample(self, limit: int, per_channel: bool = False) -> InputSample:
         """Up to ``limit`` values of the layer's input, predecessors quantized, and its exact range."""
 
