@@ -35,6 +35,8 @@ class Op:
     """One operation, by its base name: ``aten.relu_.default`` is ``relu``.
 
     args, kwargs: as called, tensors replaced by ``Ref``.  call: the innermost module call it ran in, or None.
+    overwritten: for every piece of memory that it writes into, the number of the operation that had made it,
+    -1 for memory older than the forward.
     The name ``alias`` is the record's own: it joins a tensor's value with what was written to its memory
     since.
     """
@@ -45,6 +47,7 @@ class Op:
     inputs: tuple[int, ...]
     outputs: tuple[int, ...]
     call: int | None
+    overwritten: tuple[int, ...] = ()
 
 
 @dataclass(slots=True)

@@ -96,6 +96,7 @@ class _Recorder(TorchDispatchMode):
         self._call_counts: Counter[str] = Counter()
         self._noted: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
         self._writes: dict[int, tuple[int, int, bool]] = {}  # memory -> writes, value written last, all of it
+        self._makers: dict[int, int] = {}  # memory -> the operation that made it
         self._register_sources(batch)
 
     def _register_sources(self, batch: Any) -> None:
@@ -151,9 +152,11 @@ class _Recorder(TorchDispatchMode):
         self._writes[memory] = (writes + 1, value, everything)
         self._note(tensor, value)
 
-    def _append_op(self, name: str, args: tuple, kwargs: dict, inputs: tuple, outputs: tuple) -> None:
+    def _append_op(
+        self, name: str, args: tuple, kwargs: dict, inputs: tuple, outputs: tuple, overwritten: tuple = ()
+    ) -> None:
         call = self._stack[-1] if self._stack else None
-        self.record.ops.append(Op(name, args, kwargs, inputs, outputs, call))
+        self.record.ops.append(Op(name, args, kwargs, inputs, outputs, call, overwritten))
 
     # Operations
 
@@ -177,9 +180,11 @@ class _Recorder(TorchDispatchMode):
             else:
                 if _memory_of(tensor) not in memories:
                     self._writes.pop(_memory_of(tensor), None)  # new memory, perhaps at a known address
+                    self._makers[_memory_of(tensor)] = number
                 self._note(tensor, value)
         name = func._schema.name.split("::")[-1].removesuffix("_")
-        self._append_op(name, *refs, inputs, tuple(outputs))
+        overwritten = tuple(self._makers.get(_memory_of(tensor), -1) for tensor in mutated)
+        self._append_op(name, *refs, inputs, tuple(outputs), overwritten)
         return result
 
     # Module calls

@@ -1,8 +1,8 @@
 """Units: the modules that are fitted as a whole.
 
 Searched from the outside in.  A *block* is a module, no mere container, with at most ``MOST_LAYERS`` layers
-that takes tensors (in one argument, or in several when there is no such module around it), gives one tensor,
-and
+that takes tensors (in one argument, or in several when there is no such module around it), gives one tensor
+and changes nothing else that is read later, and
 * in whose own code branches meet (a residual addition, a concatenation, a gate), or
 * that is of the same class as such a block (the blocks of a network that change the resolution lack the
 addition), or
@@ -18,7 +18,7 @@ from torch import nn
 from bitsplit.network.facts import Facts
 from bitsplit.network.model import Unit
 from bitsplit.network.operations import JOINS
-from bitsplit.network.record import Op
+from bitsplit.network.record import Call, Op
 from bitsplit.network.usage import Usage
 
 MOST_LAYERS = 11
@@ -41,6 +41,7 @@ class _Search:
         self._record = facts.record
         self._usages = {usage.name: usage for usage in usages}
         self._layers = self._layers_inside()
+        self._leaky = {call.name for call in self._record.calls if self._leaks(call)}
         numbers = range(len(self._record.calls))
         self._open_to_many = [self._is_closed(number, many=True) for number in numbers]
         self._closed = [
@@ -148,7 +149,7 @@ class _Search:
         return None if kind.forward in _CONTAINER_FORWARDS else kind
 
     def _is_closed(self, number: int, many: bool) -> bool:
-        """Data come in by one argument (or ``many``), one tensor goes out, nothing else is read."""
+        """Data come in by one argument (or ``many``), one tensor goes out; no more is read or changed."""
         call, data = self._record.calls[number], self._facts.data
         arguments = [argument for argument in call.arguments if any(data[v] for v in argument)]
         if not call.whole_output or not arguments or (len(arguments) > 1 and not many):
@@ -158,7 +159,21 @@ class _Search:
             if any(data[v] and v not in known for v in op.inputs):
                 return False
             known.update(op.outputs)
-        return True
+        return call.name not in self._leaky
+
+    def _leaks(self, call: Call) -> bool:
+        """Whether later operations see what ``call`` did by other ways than its output.
+
+        It may have written into a tensor from outside, or have put one away for others.
+        """
+        for op in self._record.ops[call.first : call.last]:
+            outside = any(maker < call.first for maker in op.overwritten)
+            for value in op.outputs:
+                if (outside or value not in call.outputs) and self._facts.data[value]:
+                    readers = self._facts.consumers[value]
+                    if value in self._record.outputs or any(reader >= call.last for reader in readers):
+                        return True
+        return False
 
     def _is_activation(self, op: Op) -> bool:
         """Whether ``op`` is the product in an activation such as x * sigmoid(x)."""
