@@ -12,6 +12,7 @@ from torch import Tensor, nn
 import bitsplit
 from bitsplit.network import fold_norms, observe
 from bitsplit.network.pairs import LayerPair, homogeneous_pairs
+from bitsplit.ops.ranges import alternate_scale
 
 
 class Chain(nn.Module):
@@ -125,3 +126,48 @@ def test_reestimated_norms_stay_integer(model: nn.Module, images: Tensor) -> Non
     quantized = bitsplit.quantize(model, images, bitsplit.BitSplit(paper=True), weights=3, policy="all")
     found = bitsplit.codes(quantized)["first"]
     assert torch.equal(quantized.first.weight, found.codes.float() * found.scale.view(-1, 1, 1, 1))
+
+
+def test_activations_last_are_fitted_on_float_activations(model: nn.Module, images: Tensor) -> None:
+    options = {"starts": "planes", "polish": False, "error_compensation": False, "refit_bias": False}
+    weights_only = bitsplit.quantize(model, images, bitsplit.BitSplit(**options), weights=3)
+    method = bitsplit.BitSplit(activations="bitsplit", activations_last=True, **options)
+    quantized = bitsplit.quantize(model, images, method, weights=3, activations=4)
+    inputs: dict[str, Tensor] = {}
+    for name, layer in weights_only.named_modules():
+        layer.register_forward_pre_hook(lambda m, args, name=name: inputs.update({name: args[0].clone()}))
+    weights_only(images)
+    fitted = {
+        name: layer.input_quantizer
+        for name, layer in quantized.named_modules()
+        if hasattr(layer, "input_quantizer")
+    }
+    assert len(fitted) > 1
+    for name, quantizer in fitted.items():
+        expected = alternate_scale(inputs[name], quantizer.grid.low, quantizer.grid.high)
+        torch.testing.assert_close(quantizer.scale, expected, rtol=1e-5, atol=0)
+    assert all(
+        torch.equal(c.codes, bitsplit.codes(weights_only)[n].codes)
+        for n, c in bitsplit.codes(quantized).items()
+    )
+
+
+def test_inputs_of_either_sign_get_a_zero_point_by_default_and_none_in_the_paper(images: Tensor) -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.SiLU(), nn.Conv2d(8, 8, 3), nn.SiLU(), nn.Conv2d(8, 4, 3)
+    ).eval()
+    errors = {}
+    for paper in (False, True):
+        quantized = bitsplit.quantize(
+            net,
+            images,
+            bitsplit.BitSplit(paper=paper),
+            weights=8,
+            activations=4,
+            layers={"4": {"activations": 4}},
+        )
+        quantizer = quantized.get_submodule("2").input_quantizer
+        assert quantizer.grid.is_signed == paper and bool(quantizer.zero_point > 0) != paper
+        errors[paper] = float((quantized(images) - net(images)).square().mean())
+    assert errors[False] < 0.5 * errors[True]

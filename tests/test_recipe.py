@@ -114,6 +114,7 @@ def test_mistakes_are_refused_with_a_reason(fields: dict, message: str) -> None:
         ("- 4\n- 5\n", "must hold fields"),
         ("weights: [4", "not valid YAML"),
         ("weights: 4\nweights: 5\n", "'weights' is written twice"),
+        ('{"weights": 4, "weights": 5}', "'weights' is written twice"),
         ("method: !!python/object/apply:os.getcwd []\n", "not valid YAML"),
         ("missing.yaml", "cannot read missing.yaml"),
     ],

@@ -44,8 +44,8 @@ class Document(BaseModel):
         """Read JSON from a file (a ``Path`` or a one-line string that ends in .json) or a text."""
         where, text = _text_of(source, (".json",))
         try:
-            data = json.loads(text)
-        except json.JSONDecodeError as error:
+            data = json.loads(text, object_pairs_hook=_mapping_once)
+        except ValueError as error:
             raise RecipeError(f"{where} is not valid JSON: {error}") from error
         return cls._from_data(data, where)
 
@@ -66,7 +66,7 @@ class Document(BaseModel):
 
     def to_yaml(self, path: str | Path | None = None) -> str:
         """The document as YAML; written to ``path`` when one is given."""
-        text = yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=110)
+        text = yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, width=110)
         return _written(text, path)
 
     def to_json(self, path: str | Path | None = None) -> str:
@@ -117,6 +117,15 @@ class _StrictLoader(yaml.SafeLoader):
                 )
             seen.add(key if isinstance(key, Hashable) else None)
         return super().construct_mapping(node, deep)
+
+
+def _mapping_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object; a key written twice is an error there too."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"{next(key for key in keys if keys.count(key) > 1)!r} is written twice")
+    return found
 
 
 def _text_of(source: str | Path, suffixes: tuple[str, ...]) -> tuple[str, str]:

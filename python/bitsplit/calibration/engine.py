@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +16,14 @@ from bitsplit.calibration.forecast import feature_bytes, forecast, free_memory
 from bitsplit.calibration.progress import Progress
 from bitsplit.calibration.replay import Replay, UnitCall
 from bitsplit.calibration.responses import ResponseErrors
+from bitsplit.calibration.samples import collect_samples
 from bitsplit.calibration.schedule import unit_schedule
 from bitsplit.calibration.task import EngineLayerTask
 from bitsplit.data import Batches
 from bitsplit.device import to_device
 from bitsplit.errors import CalibrationError, RecipeError
 from bitsplit.methods.base import Method
+from bitsplit.methods.statistics import InputSample
 from bitsplit.network import Network
 from bitsplit.plan import Plan
 from bitsplit.quantizers import prepare
@@ -70,6 +72,10 @@ class Engine:
         """The calibration batches on the device of the model."""
         for batch in self.data:
             yield to_device(batch, self.student_replay.device)
+
+    def input_samples(self, names: Sequence[str], limit: int) -> dict[str, InputSample]:
+        """Of every layer named up to about ``limit`` values of its input, the student as it is."""
+        return collect_samples(self, names, limit)
 
     @torch.no_grad()
     def run(self) -> QuantizationReport:
@@ -136,6 +142,8 @@ class Engine:
                 raise CalibrationError(f"{task.name}: {method.name} failed: {error}") from error
         for what in ("weight", "input"):
             quantizer = getattr(task.module, f"{what}_quantizer", None)
+            if what == "input" and any(method.defers_inputs for method in self.methods):
+                continue
             if quantizer is not None and not quantizer.is_fitted:
                 chain = ", ".join(method.name for method in self.methods)
                 raise RecipeError(f"{task.name}: no method of the chain ({chain}) fits its {what} quantizer")

@@ -1,4 +1,4 @@
-"""Passes of the calibration data up to one layer: second moments, and samples of values."""
+"""Passes of the calibration data up to one layer: second moments, and mean errors."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from bitsplit.calibration.replay import Stop
 from bitsplit.errors import CalibrationError
-from bitsplit.methods.statistics import InputSample, Statistics
+from bitsplit.methods.statistics import Statistics
 from bitsplit.network import Columns
 from bitsplit.ops.gram import gram
 from bitsplit.quantizers.layers import input_of
@@ -143,7 +143,7 @@ def collect_statistics(
     per_image = None if patches is None else max(1, round(patches / engine.images))
     for index, inputs, targets in visit(engine, task, student=quantized, teacher=True):
         for call, ((x, _), (_, y)) in enumerate(zip(inputs if quantized else targets, targets, strict=True)):
-            moments.add(task, x, y, per_image, _seed_of(engine.seed, task.name, index, call))
+            moments.add(task, x, y, per_image, seed_of(engine.seed, task.name, index, call))
     if not all(bool(torch.isfinite(t).all()) for t in (moments.gram, moments.sum_yy, moments.sum_y)):
         raise CalibrationError(
             f"{task.name}: its inputs or responses hold NaN or Inf; check the calibration data"
@@ -191,42 +191,6 @@ def collect_mean_error(engine: Engine, task: EngineLayerTask) -> Tensor:
     return total / count
 
 
-def collect_sample(engine: Engine, task: EngineLayerTask, limit: int, per_channel: bool) -> InputSample:
-    """Up to about ``limit`` values of the layer's input, the same share of every batch, and its range."""
-    parts: list[Tensor] = []
-    lows: list[Tensor] = []
-    highs: list[Tensor] = []
-    per_batch = max(1, limit // len(engine.data))
-    for index, inputs, _ in visit(engine, task, student=True, teacher=False):
-        for call, (x, _) in enumerate(inputs):
-            rows = _values_by_channel(task, x) if per_channel else x.reshape(-1, 1)
-            lows.append(rows.amin(0))
-            highs.append(rows.amax(0))
-            quota = per_batch // (len(inputs) * rows.shape[1])
-            parts.append(_take(rows, max(1, quota), _seed_of(engine.seed, task.name, index, call)))
-    if not parts:
-        raise CalibrationError(f"{task.name}: no calibration image reached this layer")
-    values, low, high = torch.cat(parts), torch.stack(lows).amin(0), torch.stack(highs).amax(0)
-    if not bool(torch.isfinite(low).all() and torch.isfinite(high).all()):
-        raise CalibrationError(f"{task.name}: its input holds NaN or Inf; check the calibration data")
-    return InputSample(values if per_channel else values.view(-1), low, high)
-
-
-def _values_by_channel(task: EngineLayerTask, x: Tensor) -> Tensor:
-    """Tensor[values, channels]."""
-    x = x.movedim(-1 - task.kind.spatial, -1)
-    return x.reshape(-1, x.shape[-1])
-
-
-def _take(rows: Tensor, count: int, seed: int) -> Tensor:
-    """``count`` random rows (with replacement), or all of them when there are no more."""
-    if rows.shape[0] <= count:
-        return rows.float()
-    generator = torch.Generator().manual_seed(seed)
-    chosen = torch.randint(rows.shape[0], (count,), generator=generator)
-    return rows[chosen.to(rows.device)].float()
-
-
-def _seed_of(*parts: object) -> int:
+def seed_of(*parts: object) -> int:
     """A seed that depends on all ``parts`` and is the same in every process."""
     return zlib.crc32(repr(parts).encode())

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Literal
 
 from torch import Tensor, nn
 
-from bitsplit.calibration.passes import Part, collect_mean_error, collect_sample, collect_statistics
+from bitsplit.calibration.passes import Part, collect_mean_error, collect_statistics
+from bitsplit.calibration.samples import collect_sample
 from bitsplit.methods.statistics import InputSample, Statistics
 from bitsplit.network.layers import LayerKind, kind_of
 from bitsplit.quantizers import ActivationQuantizer, Grid, set_weight

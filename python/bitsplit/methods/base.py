@@ -7,6 +7,7 @@ those it does not override: ``prepare`` (the folded float model, before anything
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Protocol
 
 import torch
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
     from bitsplit.methods.statistics import InputSample, Statistics
     from bitsplit.network import Network
     from bitsplit.network.layers import LayerKind
+
+
+AT_ONCE = 16  # quantizers whose samples are held at the same time
 
 
 class Config(Document):
@@ -82,11 +86,19 @@ class Run(Protocol):
     def forward(self, model: nn.Module, batch: Any) -> Any:
         """One batch through ``model``."""
 
+    def input_samples(self, names: Sequence[str], limit: int) -> dict[str, InputSample]:
+        """Of every layer named up to ``limit`` values of its input, the student as it is, and their range."""
+
 
 class Method(Config):
     """Base of all methods; the name of its first-and-last-layer rule is ``policy``."""
 
     policy: ClassVar[str] = "bitsplit"
+
+    @property
+    def defers_inputs(self) -> bool:
+        """Whether ``finish`` fits the input quantizers."""
+        return False
 
     def memory(self, kind: LayerKind, groups: int, columns: int) -> int:
         """Bytes it holds at once while it fits the weights of a layer: second moments, above all."""
@@ -119,13 +131,35 @@ class ActivationMethod(Config):
         """Fit the quantizer at the input of ``task`` when it is this layer's turn to do so."""
         quantizer = task.input_quantizer
         if quantizer is not None:
-            sample = task.input_sample(self.sample_limit, per_channel)
-            found = [self.fit(part, quantizer.grid) for part in sample.channels()]
-            scale, zero_point = (torch.cat(values) for values in zip(*found, strict=True))
-            active = (sample.low < 0) | (sample.high > 0)
-            if active.any():  # a channel without values gets the scale of a usual one
-                scale[~active] = scale[active].median()
-            quantizer.set(scale, zero_point)
+            quantizer.set(*self._fit(task.input_sample(self.sample_limit, per_channel), quantizer.grid))
+
+    def fit_network(self, run: Run) -> bool:
+        """Fit all quantizers that have not been fitted, each on what comes without any of them.
+
+        False when there are none.
+        """
+        unfitted: dict[ActivationQuantizer, str] = {}
+        for name in run.network.layers:
+            quantizer = getattr(run.student.get_submodule(name), "input_quantizer", None)
+            if quantizer is not None and not quantizer.is_fitted:
+                unfitted.setdefault(quantizer, name)
+        pairs, found = list(unfitted.items()), {}
+        for start in range(0, len(pairs), AT_ONCE):
+            some = pairs[start : start + AT_ONCE]
+            samples = run.input_samples([name for _, name in some], self.sample_limit)
+            found |= {quantizer: self._fit(samples[name], quantizer.grid) for quantizer, name in some}
+        for quantizer, fitted in found.items():
+            quantizer.set(*fitted)
+        return bool(found)
+
+    def _fit(self, sample: InputSample, grid: Grid) -> tuple[Tensor, Tensor]:
+        """Scales and zero points of all channels of ``sample``."""
+        found = [self.fit(part, grid) for part in sample.channels()]
+        scale, zero_point = (torch.cat(values) for values in zip(*found, strict=True))
+        active = (sample.low < 0) | (sample.high > 0)
+        if active.any():  # a channel without values gets the scale of a usual one
+            scale[~active] = scale[active].median()
+        return scale, zero_point
 
 
 def _activation_method(value: Any) -> Any:

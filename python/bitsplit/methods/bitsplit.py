@@ -15,7 +15,7 @@ import torch
 from pydantic import Field, PositiveFloat, model_validator
 from torch import Tensor
 
-from bitsplit.methods.activations import BitSplitActivations
+from bitsplit.methods.activations import MseActivations
 from bitsplit.methods.base import AnyActivationMethod, LayerTask, Run, WeightMethod
 from bitsplit.methods.norms import ReestimateNorms
 from bitsplit.methods.registry import register
@@ -46,6 +46,7 @@ PAPER = {
     "refit_bias": False,
     "patches": 12_000,
     "reestimate_norms": True,
+    "activations_last": True,
 }
 
 
@@ -56,12 +57,15 @@ class BitSplit(WeightMethod):
     rounds: at most so many sweeps of an alternation.  starts: ``several`` or the paper's ``planes``.
     search: steps of a tabu search in every row, from its best start on; large layers get fewer.
     error_compensation: fit inputs from the quantized predecessors instead of float ones.  patches: fit on so
-    many sampled patches instead of all.  ecaq: one activation scale per input channel, moved into the weights
+    many sampled patches instead of all.  activations_last: fit input scales when all weights are fitted, on
+    activations that are all float.  ecaq: one activation scale per input channel, moved into the weights
     before they are fitted, so that the accumulation stays integer.  paper: the released behaviour throughout.
+
+    Input scales are those of ``mse``, of the paper's own alternation where paper or ecaq ask for it.
     """
 
     name = "bitsplit"
-    activations: AnyActivationMethod = BitSplitActivations()
+    activations: AnyActivationMethod = MseActivations()
     rounds: int = Field(100, ge=1)
     starts: Literal["several", "planes"] = "several"
     scales: tuple[PositiveFloat, ...] = Field((0.6, 0.7, 0.8, 0.9, 1.0, 1.1), min_length=1)
@@ -72,13 +76,18 @@ class BitSplit(WeightMethod):
     damping: float = Field(0.01, gt=0, description="added to the Gram diagonal, relative to its mean")
     patches: int | None = Field(None, ge=1)
     reestimate_norms: bool = False
+    activations_last: bool = False
     ecaq: bool = False
     paper: bool = False
 
     @model_validator(mode="before")
     @classmethod
     def _paper_settings(cls, options: Any) -> Any:
-        if not isinstance(options, dict) or not options.get("paper"):
+        if not isinstance(options, dict):
+            return options
+        if options.get("paper") or options.get("ecaq"):
+            options = {"activations": "bitsplit", **options}
+        if not options.get("paper"):
             return options
         contrary = [key for key, value in PAPER.items() if options.get(key, value) != value]
         if contrary:
@@ -89,11 +98,21 @@ class BitSplit(WeightMethod):
     def _compatible(self) -> BitSplit:
         if self.ecaq and not self.error_compensation:
             raise ValueError("ecaq needs error_compensation: its weights are fitted to the quantized inputs")
+        if self.activations_last and self.error_compensation:
+            raise ValueError("activations_last needs error_compensation=False: weights come before them")
         if self.starts == "several" and not self.polish:
             raise ValueError('polish=False needs starts="planes": several starts are compared when polished')
         return self
 
+    @property
+    def defers_inputs(self) -> bool:
+        return self.activations_last
+
     def fit_layer(self, task: LayerTask) -> None:
+        if self.activations_last:
+            if task.weight_grid is not None:
+                self.fit_weights(task)
+            return
         # float weights cannot take up scales per channel
         self.activations.fit_layer(task, per_channel=self.ecaq and task.weight_grid is not None)
         if task.weight_grid is not None:
@@ -152,6 +171,8 @@ class BitSplit(WeightMethod):
 
     def finish(self, run: Run) -> None:
         if self.reestimate_norms:
+            ReestimateNorms().finish(run)
+        if self.activations_last and self.activations.fit_network(run) and self.reestimate_norms:
             ReestimateNorms().finish(run)
 
 
