@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import threading
 import types
 from collections.abc import Callable
 from pathlib import Path
@@ -255,8 +256,15 @@ def test_a_checkpoint_folder_that_cannot_be_made(model: nn.Module, images: Tenso
         bitsplit.quantize(model, images, "minmax", checkpoint=tmp_path / "file")
 
 
+def test_a_tensor_that_was_kept_with_its_history(model: nn.Module, images: Tensor) -> None:
+    model.memory = model(images)
+    quantized = bitsplit.quantize(model, images, **EIGHT)
+    assert relative_error(quantized, model, images) < 1e-3
+    assert model.memory.requires_grad
+
+
 def test_a_model_that_cannot_be_copied(model: nn.Module, images: Tensor) -> None:
-    model.memory = model(images)  # kept with its history
+    model.lock = threading.Lock()
     with pytest.raises(ModelError, match="copied"):
         bitsplit.quantize(model, images, "minmax")
 

@@ -272,3 +272,15 @@ def test_target_answers_best() -> None:
     torch.testing.assert_close(
         target, torch.linalg.lstsq(seen.mT, layer.y.mT).solution.mT, rtol=1e-5, atol=1e-6
     )
+
+
+@pytest.mark.parametrize("columns", [130, 576])
+def test_factor_and_target_have_the_same_bits_with_one_and_two_threads(columns: int) -> None:
+    layer = Layer(groups=1, rows=24, columns=columns, patches=2 * columns, mix=1.0)
+    found = []
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        factor = feedback_factor(layer.gram)
+        found.append((factor, response_target(layer.weight, layer.gram, layer.cross, factor)))
+        assert torch.get_num_threads() == threads
+    assert all(torch.equal(one, two) for one, two in zip(*found, strict=True))

@@ -9,14 +9,14 @@ from typing import Any, TypeVar
 
 import torch
 from pydantic import ValidationError
-from torch import nn
+from torch import Tensor, nn
 
 from bitsplit.calibration.checkpoint import Checkpoint
 from bitsplit.calibration.engine import Engine
 from bitsplit.calibration.fingerprint import run_fingerprint
 from bitsplit.calibration.forecast import free_memory
 from bitsplit.data import Batches, as_batches
-from bitsplit.device import device_of, to_device
+from bitsplit.device import checked_device, device_of, to_device
 from bitsplit.document import explain
 from bitsplit.errors import ModelError, RecipeError
 from bitsplit.inplace import adopt
@@ -66,7 +66,7 @@ def quantize(
     saved = (
         None
         if checkpoint is None
-        else Checkpoint(Path(checkpoint), run_fingerprint(teacher, batches, recipe))
+        else Checkpoint(Path(checkpoint), run_fingerprint(teacher, batches, recipe, step))
     )
     engine = Engine(
         network, teacher, resolved, list(recipe.method), batches, forward,
@@ -117,12 +117,22 @@ def _recipe(
 def _batches(
     model: nn.Module, data: Any, batch_size: int | None, step: Step | None, device: torch.device | str | None
 ) -> Batches:
-    place = device_of(model) if device is None else device
+    place = checked_device(device_of(model) if device is None else device)
     return as_batches(data, batch_size, inputs_only=step is None, device=place)
 
 
 def _call(model: nn.Module, batch: Any) -> Any:
     return model(batch)
+
+
+def _copied(model: Model) -> Model:
+    """A deep copy; tensors with a history, such as the weights of the old weight_norm, lose it."""
+    tensors = (value for module in model.modules() for value in vars(module).values())
+    with_history = (value for value in tensors if isinstance(value, Tensor) and not value.is_leaf)
+    try:
+        return copy.deepcopy(model, {id(value): value.detach().clone() for value in with_history})
+    except (RuntimeError, TypeError) as error:  # locks, open files
+        raise ModelError(f"the model cannot be copied: {error}") from error
 
 
 def _observed_copy(
@@ -131,10 +141,7 @@ def _observed_copy(
     """The network of a folded copy of ``model``, and a second such copy that stays float."""
     if any(quantized_layers(model)):
         raise ModelError("this model is quantized already; pass the float model")
-    try:
-        student = copy.deepcopy(model).eval()
-    except RuntimeError as error:  # tensors with a history, such as the weights of the old weight_norm
-        raise ModelError(f"the model cannot be copied: {error}") from error
+    student = _copied(model).eval()
     if device is not None:
         student.to(device)
     untie_layers(student)

@@ -2,16 +2,37 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
+
+from bitsplit.errors import BitsplitError
 
 
 def device_of(model: nn.Module) -> torch.device:
     """Where the parameters of ``model`` lie; the CPU where it has none."""
     return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+
+
+def checked_device(name: torch.device | str) -> torch.device:
+    """The device of that name; ``BitsplitError`` when there is none to work on."""
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise BitsplitError(f"device {str(name)!r}: {str(error).splitlines()[0]}") from error
+    if device.type == "meta":
+        raise BitsplitError("a model on the meta device has no values; load its weights first")
+    return device
+
+
+def fresh(batch: Any) -> Any:
+    """A copy of ``batch``, whose tensors and arrays a model may change in place."""
+    return pytree.tree_map_only((Tensor, np.ndarray), copy.deepcopy, batch)
 
 
 def to_device(batch: Any, device: torch.device) -> Any:

@@ -16,8 +16,9 @@ from bitsplit.calibration.replay import Stop
 from bitsplit.errors import CalibrationError
 from bitsplit.methods.statistics import Statistics
 from bitsplit.network import Columns
+from bitsplit.network.layers import input_of
 from bitsplit.ops.gram import gram
-from bitsplit.quantizers.layers import input_of
+from bitsplit.ops.threads import one_thread
 
 if TYPE_CHECKING:
     from bitsplit.calibration.engine import Engine
@@ -155,6 +156,7 @@ def collect_statistics(
     )
 
 
+@one_thread()
 def _from_weight(sums: Statistics, weight: Tensor) -> Statistics:
     """Fitted on float inputs, Y = W X: everything about the responses follows from the Gram matrix."""
     w = weight.double()

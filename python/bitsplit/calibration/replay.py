@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from bitsplit.calibration.features import FeatureStore
-from bitsplit.device import device_of
+from bitsplit.device import device_of, fresh
 
 UnitCall = tuple[str, int]  # a unit's module path and the number of its call within one forward
 
@@ -73,7 +73,7 @@ class Replay:
         self._layer_calls = None
         self._index = index
         try:
-            return self._forward(self.model, batch)
+            return self._forward(self.model, fresh(batch))  # the other model gets this batch too
         except Stop:
             return None
 

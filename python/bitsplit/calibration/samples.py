@@ -12,8 +12,7 @@ from torch import Tensor, nn
 from bitsplit.calibration.passes import seed_of, visit
 from bitsplit.errors import CalibrationError
 from bitsplit.methods.statistics import InputSample
-from bitsplit.network.layers import LayerKind, kind_of
-from bitsplit.quantizers.layers import input_of
+from bitsplit.network.layers import LayerKind, input_of, kind_of
 
 if TYPE_CHECKING:
     from bitsplit.calibration.engine import Engine

@@ -13,6 +13,7 @@ import yaml
 from rich.console import Console
 
 from bitsplit.data import ImageFolder, JpegArchive, Preprocessing
+from bitsplit.device import checked_device
 from bitsplit.errors import BitsplitError, RecipeError
 from bitsplit.recipe import Recipe
 
@@ -128,7 +129,10 @@ def recipe_of(
         fields["policy"] = policy
     if seed is not None:
         fields["seed"] = seed
-    return Recipe(layers=dict(_override(text) for text in layer or []), **fields)
+    layers: dict[str, dict[str, Any]] = {}
+    for pattern, override in map(_override, layer or []):
+        layers.setdefault(pattern, {}).update(override)
+    return Recipe(layers=layers, **fields)
 
 
 def parse_bits(text: str) -> dict[str, int | None]:
@@ -175,12 +179,7 @@ def device_of(name: str | None) -> torch.device:
     """The device to work on."""
     if name is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise BitsplitError(f"--device {name}: {str(error).splitlines()[0]}") from error
-    return device
+    return checked_device(name)
 
 
 def _override(text: str) -> tuple[str, dict[str, int | None]]:

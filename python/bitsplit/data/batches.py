@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 from bitsplit.data.batch_size import usual_batch_size
 from bitsplit.data.digest import add_to_digest, brief_digest
 from bitsplit.data.repeat import Repeatable
+from bitsplit.device import fresh
 from bitsplit.errors import CalibrationError
 
 MEMORY = 2 << 30
@@ -60,7 +61,7 @@ class Batches:
     def first(self) -> Any:
         """The first batch, without reading the others."""
         for batch in self._read():
-            return _copy(batch)
+            return fresh(batch)
         raise CalibrationError("the calibration data are empty: no batch came out of them")
 
     def __iter__(self) -> Iterator[Any]:
@@ -69,7 +70,7 @@ class Batches:
         for batch in self._read():
             if self._in_memory is None:
                 self._check_repeated(count, batch)
-            yield _copy(batch)
+            yield fresh(batch)
             count += 1
         if count != len(self):
             raise CalibrationError(
@@ -213,7 +214,3 @@ def _check(batch: Any, index: int, count: int) -> None:
     for leaf in pytree.tree_leaves(batch):
         if isinstance(leaf, Tensor) and leaf.is_floating_point() and not torch.isfinite(leaf).all():
             raise CalibrationError(f"calibration batch {index} holds NaN or infinite values")
-
-
-def _copy(batch: Any) -> Any:
-    return pytree.tree_map_only(Tensor, torch.clone, batch)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
@@ -31,10 +33,18 @@ def brief_digest(batch: Any) -> bytes:
 
 
 def _add_leaf(digest: Any, leaf: Any, every: int) -> None:
+    if isinstance(leaf, np.ndarray) and leaf.dtype.kind in "biufc":
+        leaf = torch.from_numpy(np.ascontiguousarray(leaf))
     if isinstance(leaf, Tensor):
         digest.update(f"{leaf.dtype} {tuple(leaf.shape)}".encode())
         chosen = leaf.detach().reshape(-1)[::every].cpu().contiguous()
         digest.update(memoryview(chosen.view(torch.uint8).numpy()))
-    else:
-        # An arbitrary object's repr may hold its address; its type is what stays equal from run to run.
-        digest.update(repr(leaf).encode() if isinstance(leaf, _PLAIN) else type(leaf).__qualname__.encode())
+    elif isinstance(leaf, _PLAIN):
+        digest.update(repr(leaf).encode())
+    else:  # an object's repr may hold its address: its type and what is in it stay equal from run to run
+        digest.update(type(leaf).__qualname__.encode())
+        inside = dict(leaf) if isinstance(leaf, Mapping) else getattr(leaf, "__dict__", {})
+        for name, value in inside.items():
+            digest.update(repr(name).encode())
+            for part in pytree.tree_leaves(value):
+                _add_leaf(digest, part, every)

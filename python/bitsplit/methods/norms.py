@@ -8,8 +8,10 @@ of the layer, so the result stays integer.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from contextlib import ExitStack
-from itertools import cycle, islice
+from itertools import islice
+from typing import Any
 
 import torch
 from pydantic import Field
@@ -36,11 +38,17 @@ class ReestimateNorms(Method):
                 if norm.folded:
                     module = run.student.get_submodule(norm.name)
                     tracker = trackers[norm.layer] = _Tracker(module, self.momentum)
-                    hooks.callback(module.register_forward_pre_hook(tracker).remove)
-            for batch in islice(cycle(run.batches()), self.batches):
+                    hooks.callback(module.register_forward_pre_hook(tracker, with_kwargs=True).remove)
+            for batch in islice(_endless(run), self.batches):
                 run.forward(run.student, batch)
         for name, tracker in trackers.items():
             tracker.absorb_into(run.student.get_submodule(name))
+
+
+def _endless(run: Run) -> Iterator[Any]:
+    """The batches over and over."""
+    while True:
+        yield from run.batches()
 
 
 class _Tracker:
@@ -54,8 +62,8 @@ class _Tracker:
         self._mean = self._beta.clone()
         self._var = norm.reference_std.double().square()
 
-    def __call__(self, module: nn.Module, args: tuple[Tensor]) -> tuple[Tensor]:
-        (y,) = args
+    def __call__(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict]:
+        (y,) = (*args, *kwargs.values())
         _, mean, inverse = torch.native_batch_norm(y, None, None, None, None, True, 0.0, 0.0)
         mean, var = mean.double(), inverse.double().pow(-2)
         count = y.numel() // y.shape[1]
@@ -63,7 +71,7 @@ class _Tracker:
         self._var.lerp_(var * (count / max(1, count - 1)), self._momentum)
         gain, shift = self._affine(mean, var)
         shape = (1, -1) + (1,) * (y.dim() - 2)
-        return (y * gain.view(shape).to(y.dtype) + shift.view(shape).to(y.dtype),)
+        return (y * gain.view(shape).to(y.dtype) + shift.view(shape).to(y.dtype),), {}
 
     def _affine(self, mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
         gain = self._gamma / torch.sqrt(var + self._floor)

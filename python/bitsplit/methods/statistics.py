@@ -7,6 +7,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from bitsplit.ops.threads import one_thread
+
 VARIATION = 1e-6  # variance over mean square that products in float32 can still tell from none
 
 
@@ -70,6 +72,7 @@ class InputSample:
         return [InputSample(values, low, high) for values, low, high in ranges]
 
 
+@one_thread()
 def refitted_bias(bias: Tensor | None, weight: Tensor, sums: Statistics) -> Tensor:
     """The bias [g * M] that keeps the mean response with weight Q [g, M, N]: b + mean(y) - Q mean(x)."""
     mean_response = (weight.double() @ sums.mean_x.unsqueeze(2)).squeeze(2)

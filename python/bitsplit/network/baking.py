@@ -5,22 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrize, remove_spectral_norm, remove_weight_norm
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
-from torch.utils import _pytree as pytree
 
 from bitsplit.errors import ModelError
 from bitsplit.network.fold import LARGEST_ERROR, relative_error
-from bitsplit.network.layers import has_plain_forward, kind_of, reached_product
+from bitsplit.network.layers import has_plain_forward, input_of, kind_of, reached_product
 from bitsplit.network.model import Network
 from bitsplit.network.observe import observe
-from bitsplit.network.recorder import unchanged
+from bitsplit.network.recorder import outputs_of
 
 Form = Literal["plain", "same"]
 
@@ -57,7 +55,7 @@ def bake_effective_weights(network: Network) -> Network:
         if finding.form is not None:
             module = make_plain(network.model.get_submodule(name), finding.form)
             module.weight.data = finding.weight
-    after = _outputs(network)
+    after = outputs_of(network.model, network.batch, network.step)
     error = max(map(relative_error, after, before), default=0.0)
     if not error <= LARGEST_ERROR:
         raise ModelError(f"storing computed weights changes the network's output by {error:.1e}")
@@ -95,15 +93,16 @@ def _trial(network: Network) -> tuple[list[Tensor], dict[str, _Finding]]:
     findings: dict[str, _Finding] = {}
 
     def watch(name: str) -> Callable[..., None]:
-        def hook(module: nn.Module, args: tuple, output: Tensor) -> None:
-            findings[name] = _find(module, args[0], output)
+        def hook(module: nn.Module, args: tuple, kwargs: dict[str, Any], output: Tensor) -> None:
+            findings[name] = _find(module, input_of(args, kwargs), output)
 
         return hook
 
     with ExitStack() as hooks:
         for name in network.computed:
-            hooks.callback(network.model.get_submodule(name).register_forward_hook(watch(name)).remove)
-        return _outputs(network), findings
+            layer = network.model.get_submodule(name)
+            hooks.callback(layer.register_forward_hook(watch(name), with_kwargs=True).remove)
+        return outputs_of(network.model, network.batch, network.step), findings
 
 
 def _find(module: nn.Module, x: Tensor, output: Tensor) -> _Finding:
@@ -130,13 +129,3 @@ def _stand_ins(module: nn.Module, weight: Tensor) -> Iterable[tuple[Form, nn.Mod
             stand_in.weight = nn.Parameter(weight, requires_grad=False)
             stand_in.bias = module.bias
             yield form, stand_in
-
-
-def _outputs(network: Network) -> list[Tensor]:
-    with unchanged(network.model), torch.no_grad():
-        output = network.step(network.model, network.batch)
-    return [
-        leaf.clone()
-        for leaf in pytree.tree_leaves(output)
-        if isinstance(leaf, Tensor) and leaf.is_floating_point()
-    ]

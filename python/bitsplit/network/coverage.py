@@ -9,6 +9,7 @@ from torch import nn
 
 from bitsplit.network.facts import Facts, Product
 from bitsplit.network.model import Uncovered
+from bitsplit.network.operations import HARMLESS
 from bitsplit.network.usage import Usage
 
 _FUNCTIONAL = {
@@ -35,7 +36,7 @@ def find_uncovered(model: nn.Module, usages: list[Usage], facts: Facts) -> list[
     ]
     weights = {f"{usage.name}.weight" for usage in refused}
     entries += [entry for entry in functional if entry.name not in weights]
-    return entries + _unused(model, usages, facts)
+    return entries + _unknown(model, facts) + _unused(model, usages, facts)
 
 
 def _functional_products(of_layers: set[int], facts: Facts) -> list[Uncovered]:
@@ -59,6 +60,21 @@ def _described(product: Product, facts: Facts) -> tuple[str, str, str]:
     name = ", ".join(sorted(facts.weights[product.weight]))
     what = _FUNCTIONAL.get(op.name, "matrix product")
     return name, what, f"the parameter is used by {where} directly, not through a layer"
+
+
+def _unknown(model: nn.Module, facts: Facts) -> list[Uncovered]:
+    """Operations that use matrices of weights on data and are neither products nor known not to multiply."""
+    matrices = {name for name, parameter in model.named_parameters() if parameter.dim() > 1}
+    found: dict[tuple[str, str], None] = {}
+    for number, op in enumerate(facts.record.ops):
+        if number in facts.products or op.name in HARMLESS or not any(facts.data[v] for v in op.outputs):
+            continue
+        weights = [facts.weights[v] & matrices for v in op.inputs if not facts.data[v]]
+        names = ", ".join(sorted(frozenset().union(*weights)))
+        if names:
+            found[names, op.name] = None
+    reason = "its weights are used by an operation that no kind of layer stands for"
+    return [Uncovered(names, f"operation {op}", reason) for names, op in found]
 
 
 def _unused(model: nn.Module, usages: list[Usage], facts: Facts) -> list[Uncovered]:

@@ -10,13 +10,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 from bitsplit.errors import FoldError
 from bitsplit.network.folded import folded_class
 from bitsplit.network.layers import LayerKind
 from bitsplit.network.model import Network, Norm
-from bitsplit.network.recorder import unchanged
+from bitsplit.network.recorder import outputs_of
 
 LARGEST_ERROR = 1e-3
 
@@ -74,20 +73,26 @@ def fold_norms(network: Network) -> FoldReport:
         if pair not in accepted
     }
     saved = [_apply(pair) for pair in accepted]
-    after = _run(network)
+    after = outputs_of(network.model, network.batch, network.step)
     output_error = max(map(relative_error, after, before), default=0.0)
     if not output_error <= LARGEST_ERROR:
         for undo in saved:
             undo()
-        worst = max(accepted, key=lambda pair: errors[pair.norm_name])
         raise FoldError(
             f"folding {len(accepted)} norms changes the network's output by {output_error:.1e}, at most "
-            f"{LARGEST_ERROR:.0e} is allowed; largest error of one norm: {errors[worst.norm_name]:.1e} "
-            f"({worst.norm_name} into {worst.layer_name})"
+            f"{LARGEST_ERROR:.0e} is allowed{_worst_of(accepted, errors)}"
         )
     folded = {pair.norm_name: pair.layer_name for pair in accepted}
     network.norms = [_updated(norm, folded, refused) for norm in network.norms]
     return FoldReport(errors, folded, refused, output_error)
+
+
+def _worst_of(pairs: list[_Pair], errors: dict[str, float]) -> str:
+    if not pairs:
+        return ": two runs of the same network differ"
+    worst = max(pairs, key=lambda pair: errors[pair.norm_name])
+    error = f"{errors[worst.norm_name]:.1e}"
+    return f"; largest error of one norm: {error} ({worst.norm_name} into {worst.layer_name})"
 
 
 def _refuse_nonfinite(outputs: list[Tensor], errors: dict[str, float]) -> None:
@@ -145,15 +150,15 @@ def _trial(network: Network, pairs: list[_Pair]) -> tuple[list[Tensor], dict[str
     pending: dict[str, Tensor] = {}
 
     def after_layer(pair: _Pair) -> Callable[..., None]:
-        def hook(module: nn.Module, args: tuple, output: Tensor) -> None:
+        def hook(module: nn.Module, args: tuple, kwargs: dict[str, Any], output: Tensor) -> None:
             with _parameters(module, pair.weight, pair.bias):
-                pending[pair.norm_name] = module.forward(*args)
+                pending[pair.norm_name] = module.forward(*args, **kwargs)
 
         return hook
 
     def after_norm(pair: _Pair) -> Callable[..., None]:
         def hook(module: nn.Module, args: tuple, output: Tensor) -> None:
-            folded = pending.pop(pair.norm_name).reshape(args[0].shape)
+            folded = pending.pop(pair.norm_name).reshape(output.shape)
             for inner in pair.tail:
                 folded = inner(folded)
             error = relative_error(folded, output)
@@ -163,19 +168,9 @@ def _trial(network: Network, pairs: list[_Pair]) -> tuple[list[Tensor], dict[str
 
     with ExitStack() as hooks:
         for pair in pairs:
-            hooks.callback(pair.layer.register_forward_hook(after_layer(pair)).remove)
+            hooks.callback(pair.layer.register_forward_hook(after_layer(pair), with_kwargs=True).remove)
             hooks.callback(pair.norm.register_forward_hook(after_norm(pair)).remove)
-        return _run(network), errors
-
-
-def _run(network: Network) -> list[Tensor]:
-    with unchanged(network.model), torch.no_grad():
-        output: Any = network.step(network.model, network.batch)
-    return [
-        leaf.clone()
-        for leaf in pytree.tree_leaves(output)
-        if isinstance(leaf, Tensor) and leaf.is_floating_point()
-    ]
+        return outputs_of(network.model, network.batch, network.step), errors
 
 
 @contextmanager

@@ -20,8 +20,9 @@ class FoldedNorm:
     running_var: Tensor
     eps: float
 
-    def forward(self, x: Tensor) -> Tensor:
-        """``x``, Tensor[B, C, ...], through the norm's inner modules, unchanged when it has none."""
+    def forward(self, *args: Tensor, **named: Tensor) -> Tensor:
+        """x, Tensor[B, C, ...], through the norm's inner modules, unchanged when it has none."""
+        (x,) = (*args, *named.values())
         for child in self.children():
             x = child(x)
         return x

@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -98,6 +99,11 @@ class LayerKind:
 def kind_of(module: nn.Module) -> LayerKind | None:
     """The row of the table that ``module`` belongs to."""
     return next((kind for kind in KINDS if isinstance(module, kind.types)), None)
+
+
+def input_of(args: tuple, kwargs: dict[str, Any]) -> Tensor:
+    """What a layer was called on, by position or as ``input=``."""
+    return args[0] if args else kwargs["input"]
 
 
 def has_plain_forward(module: nn.Module) -> bool:

@@ -62,7 +62,7 @@ def _layer_of(
     (usage,) = layers
     if usage is None:
         return None, f"its input comes from {_origin(calls[0], facts)}, not from one layer"
-    reason = _why_not_only_reader(usage, name, calls, facts)
+    reason = _why_other_axis(usage, calls, facts) or _why_not_only_reader(usage, name, calls, facts)
     if not reason and {f"{usage.name}.weight", f"{usage.name}.bias"} & shared:
         reason = f"{usage.name} shares its weight with another layer"
     return (None, reason) if reason else (usage.name, "")
@@ -86,6 +86,14 @@ def _giver(call: Call, givers: dict[int, Usage], facts: Facts) -> Usage | None:
         value = source
     usage = givers[value]
     return usage if value == call.inputs[0] or usage.kind.spatial == 0 else None
+
+
+def _why_other_axis(usage: Usage, calls: list[Call], facts: Facts) -> str:
+    """A norm works on the second axis; a linear layer's channels are the last one."""
+    dims = {len(facts.record.values[call.inputs[0]].shape) for call in calls}
+    if usage.kind.spatial > 0 or dims == {2}:
+        return ""
+    return f"it normalizes another axis than the channels of {usage.name}"
 
 
 def _why_not_only_reader(usage: Usage, name: str, calls: list[Call], facts: Facts) -> str:

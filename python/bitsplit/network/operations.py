@@ -80,6 +80,11 @@ _KEEPING = REARRANGING | _names(
 )
 
 
+# Weights may take part in these without sums of products: offsets, gains, tables, normalisation.
+HARMLESS = NORMS | ADDITIONS | _NONNEGATIVE | _KEEPING | PADDING
+HARMLESS |= _names("native_layer_norm native_group_norm _fused_rms_norm tanh pow lerp addcmul copy neg")
+
+
 def operand(op: Op, position: int, name: str) -> object:
     """Argument ``position`` of ``op``, or the one passed by ``name``; None when absent."""
     return op.args[position] if position < len(op.args) else op.kwargs.get(name)

@@ -14,6 +14,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from bitsplit.device import fresh
 from bitsplit.errors import ModelError
 from bitsplit.network.record import Call, Op, Record, Ref, Value
 
@@ -28,6 +29,7 @@ def default_step(model: nn.Module, batch: Any) -> Any:
 def record_forward(model: nn.Module, batch: Any, step: Step = default_step) -> Record:
     """The record of ``step(model, batch)`` in evaluation mode; the model is left as it was."""
     _refuse_unseeable(model)
+    batch = fresh(batch)
     recorder = _Recorder(model, batch)
     with unchanged(model), torch.no_grad(), recorder.hooks(), recorder:
         output = step(model, batch)
@@ -35,6 +37,14 @@ def record_forward(model: nn.Module, batch: Any, step: Step = default_step) -> R
     if not recorder.record.calls:
         raise ModelError("the step ran no module of the model")
     return recorder.record
+
+
+def outputs_of(model: nn.Module, batch: Any, step: Step) -> list[Tensor]:
+    """The floating-point outputs of ``step(model, batch)`` in evaluation mode; nothing else is changed."""
+    with unchanged(model), torch.no_grad():
+        output = step(model, fresh(batch))
+    leaves = pytree.tree_leaves(output)
+    return [leaf.clone() for leaf in leaves if isinstance(leaf, Tensor) and leaf.is_floating_point()]
 
 
 def _refuse_unseeable(model: nn.Module) -> None:

@@ -17,6 +17,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from bitsplit.ops.threads import one_thread
+
 # Of the starts of a channel, so many with the least rounding loss are polished: with two the objective ends
 # within 0.3 % of polishing all of six, for a third of the time (ResNet-20, 2 to 4 bits, after the search).
 POLISHED_STARTS = 2
@@ -143,6 +145,7 @@ def damped(gram: Tensor, damping: float | Tensor) -> Tensor:
     return result
 
 
+@one_thread()
 def feedback_factor(gram: Tensor, damping: float = 0.01) -> Tensor:
     """Upper triangular U [g, N, N] with U U^T = damped G: what `feedback` and `response_target` need.
 
@@ -159,6 +162,7 @@ def feedback_factor(gram: Tensor, damping: float = 0.01) -> Tensor:
     raise ValueError("gram is not a matrix of second moments: no damping makes it positive definite")
 
 
+@one_thread()
 def response_target(weight: Tensor, gram: Tensor, cross: Tensor, factor: Tensor) -> Tensor:
     """The real-valued weights that answer best, W + (C^T - W G) (damped G)^-1: [g, M, N], dtype of factor.
 

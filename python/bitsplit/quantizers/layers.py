@@ -14,17 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from bitsplit.errors import BitsplitError
-from bitsplit.network.layers import kind_of
+from bitsplit.network.layers import input_of, kind_of
 from bitsplit.quantizers.grid import Grid
 from bitsplit.quantizers.modules import ActivationQuantizer, WeightQuantizer
 
 if TYPE_CHECKING:
     from bitsplit.plan import Plan
-
-
-def input_of(args: tuple, kwargs: dict[str, Any]) -> Tensor:
-    """What a layer was called on, by position or as ``input=``."""
-    return args[0] if args else kwargs["input"]
 
 
 def quantize_input(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:

@@ -1,0 +1,88 @@
+"""What a resumed run is checked against: everything that decides its result."""
+
+from __future__ import annotations
+
+from collections import UserDict
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import bitsplit
+from bitsplit.calibration.fingerprint import model_fingerprint, step_fingerprint
+from bitsplit.data import as_batches
+from bitsplit.errors import CheckpointError
+
+
+class Shifted(nn.Module):
+    """A network with an attribute and a buffer that no state dict holds."""
+
+    def __init__(self, slope: float = 0.1, mean: float = 0.0, mode: str = "zeros") -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.register_buffer("mean", torch.tensor([mean]), persistent=False)
+        self.conv = nn.Conv2d(3, 4, 3, padding=1, padding_mode=mode)
+        self.act = nn.LeakyReLU(slope)
+        self.last = nn.Conv2d(4, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.act(self.conv(x - self.mean)))
+
+
+def test_a_model_is_told_from_others_by_values_attributes_and_classes() -> None:
+    found = [
+        model_fingerprint(m) for m in (Shifted(), Shifted(0.2), Shifted(mean=1.0), Shifted(mode="reflect"))
+    ]
+    assert len(set(found)) == len(found)
+    assert model_fingerprint(Shifted()) == model_fingerprint(Shifted().train()) == found[0]
+
+
+def scaled(factor: float) -> Callable[[nn.Module, Tensor], Tensor]:
+    return lambda model, batch: model(batch * factor)
+
+
+def test_a_step_is_told_from_others_by_its_code_and_what_it_encloses() -> None:
+    steps = [
+        scaled(1.0),
+        scaled(2.0),
+        lambda model, batch: model(batch),
+        lambda model, batch: model(batch + 1),
+    ]
+    assert len({step_fingerprint(step) for step in steps}) == len(steps)
+    assert step_fingerprint(scaled(2.0)) == step_fingerprint(scaled(2.0))
+
+
+@pytest.mark.parametrize("change", ["slope", "step"])
+def test_a_run_with_another_model_or_step_is_refused(change: str, tmp_path: Path) -> None:
+    images = torch.randn(4, 3, 6, 6)
+    bitsplit.quantize(Shifted().eval(), images, step=scaled(1.0), checkpoint=tmp_path)
+    model = Shifted(0.9 if change == "slope" else 0.1).eval()
+    with pytest.raises(CheckpointError, match="model" if change == "slope" else "step"):
+        bitsplit.quantize(model, images, step=scaled(2.0 if change == "step" else 1.0), checkpoint=tmp_path)
+
+
+class Item:
+    """A batch of a class of its own."""
+
+    def __init__(self, image: Tensor) -> None:
+        self.image = image
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda image: {"img": image.numpy()},
+        lambda image: UserDict(img=image),
+        lambda image: Item(image),
+        lambda image: UserDict(img=[{"a": image.numpy().astype(np.float16)}]),
+    ],
+)
+def test_values_are_seen_inside_of_arrays_and_objects(wrap: Callable[[Tensor], object]) -> None:
+    def fingerprint(image: Tensor) -> str:
+        return as_batches([wrap(image)], inputs_only=False).fingerprint
+
+    image = torch.randn(1, 3, 4, 4)
+    assert fingerprint(image) == fingerprint(image.clone()) != fingerprint(image + 1)
