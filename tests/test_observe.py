@@ -52,7 +52,7 @@ def test_training_flags_buffers_and_random_state_are_as_before() -> None:
 def test_a_forward_that_fails_leaves_no_trace_either() -> None:
     model = nn.Sequential(layer(), nn.Linear(7, 3))
     fast_path = torch.backends.mha.get_fastpath_enabled()
-    with pytest.raises(RuntimeError):
+    with pytest.raises(ModelError, match="failed: RuntimeError"):
         observe(model, images())
     assert model.training and not model[0]._forward_hooks and not model[0]._forward_pre_hooks
     assert torch.backends.mha.get_fastpath_enabled() == fast_path

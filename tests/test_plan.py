@@ -6,6 +6,7 @@ import torchvision
 from pydantic import ValidationError
 from torch import Tensor, nn
 
+import bitsplit
 from bitsplit.errors import RecipeError
 from bitsplit.methods import registry
 from bitsplit.methods.base import Method
@@ -132,8 +133,11 @@ def test_an_override_of_one_reader_ends_the_sharing() -> None:
     assert plan.quantizer_owner(plan.layer("block.downsample")) == "block.downsample"
 
 
-@pytest.mark.parametrize(("method", "levels"), [("bitsplit", "signed"), ("minmax", "affine")])
-def test_levels_follow_what_is_proven_and_what_the_method_can(method: str, levels: str) -> None:
+@pytest.mark.parametrize(
+    ("method", "levels"),
+    [(bitsplit.BitSplit(paper=True), "signed"), ("bitsplit", "affine"), ("minmax", "affine")],
+)
+def test_levels_follow_what_is_proven_and_what_the_method_can(method: object, levels: str) -> None:
     plan = plan_of(method=method, weights=4, activations=8)
     assert [layer.levels for layer in plan.layers] == [None, *["unsigned"] * 3, levels, "unsigned"]
     assert plan.layer("up").signed == (levels == "signed")

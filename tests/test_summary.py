@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from bitsplit.methods import BitSplit
 from bitsplit.network import observe
 from bitsplit.plan import make_plan
 from bitsplit.quantizers import prepare, set_weight
@@ -26,7 +27,9 @@ class Net(nn.Module):
 
 def quantized() -> nn.Module:
     model = Net()
-    plan = make_plan(observe(model, torch.randn(2, 3, 8, 8)), Recipe(weights=3, activations=4, policy="all"))
+    method = BitSplit(activations="bitsplit")  # which has no zero point
+    recipe = Recipe(method=method, weights=3, activations=4, policy="all")
+    plan = make_plan(observe(model, torch.randn(2, 3, 8, 8)), recipe)
     prepare(model, plan)
     for layer in (model.conv, model.fc):
         codes = torch.randint(-3, 4, layer.weight.shape)

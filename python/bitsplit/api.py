@@ -29,6 +29,8 @@ Model = TypeVar("Model", bound=nn.Module)
 Step = Callable[[nn.Module, Any], Any]
 
 
+@torch.autocast("cpu", enabled=False)
+@torch.autocast("cuda", enabled=False)
 def quantize(
     model: Model,
     data: Any,
@@ -76,6 +78,8 @@ def quantize(
     return adopt(model, network.model) if inplace else network.model
 
 
+@torch.autocast("cpu", enabled=False)
+@torch.autocast("cuda", enabled=False)
 def plan(
     model: nn.Module,
     data: Any,
@@ -86,11 +90,17 @@ def plan(
     policy: str = "paper",
     layers: Mapping[str, Mapping[str, Any]] | None = None,
     step: Step | None = None,
+    inplace: bool = False,
     seed: int = 0,
     device: torch.device | str | None = None,
     batch_size: int | None = None,
+    checkpoint: str | Path | None = None,
+    memory: int | None = None,
 ) -> Plan:
-    """What ``quantize`` with the same arguments would do to every layer; nothing is fitted."""
+    """What ``quantize`` with the same arguments would do to every layer; nothing is fitted or changed.
+
+    inplace, checkpoint and memory decide nothing here: they may stand among the arguments of both.
+    """
     recipe = _recipe(method, weights, activations, policy, layers, seed)
     batches = _batches(model, data, batch_size, step, device)
     network, _ = _observed_copy(model, batches, step or _call, device)
@@ -105,11 +115,15 @@ def _recipe(
     layers: Mapping[str, Mapping[str, Any]] | None,
     seed: int,
 ) -> Recipe:
+    asked = {"weights": weights, "activations": activations, "policy": policy, "seed": seed}
+    asked["layers"] = layers or {}
     if isinstance(method, Recipe):
+        contrary = [name for name, value in asked.items() if value != getattr(Recipe(), name)]
+        if contrary:
+            raise RecipeError(f"the recipe says everything; leave out {', '.join(contrary)} or the recipe")
         return method
-    asked = {"method": method, "weights": weights, "activations": activations, "policy": policy}
     try:
-        return Recipe(**asked, layers=layers or {}, seed=seed)
+        return Recipe(method=method, **asked)
     except ValidationError as error:
         raise RecipeError(explain(error)) from None
 
@@ -141,6 +155,9 @@ def _observed_copy(
     """The network of a folded copy of ``model``, and a second such copy that stays float."""
     if any(quantized_layers(model)):
         raise ModelError("this model is quantized already; pass the float model")
+    for name, parameter in model.named_parameters():
+        if parameter.dtype in (torch.float16, torch.bfloat16):
+            raise ModelError(f"{name} is {parameter.dtype}: second moments need more; pass model.float()")
     student = _copied(model).eval()
     if device is not None:
         student.to(device)

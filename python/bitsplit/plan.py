@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from bitsplit.document import Document, nearest
@@ -133,7 +134,8 @@ class Plan(Document):
         for layer in self.layers:
             weights, activations = _width(layer.weights, "W"), _width(layer.activations, "A")
             site = self._site(layer)
-            table.add_row(layer.name, layer.kind, layer.unit, weights, activations, site, _why(layer))
+            cells = (layer.name, layer.kind, layer.unit, weights, activations, site, _why(layer))
+            table.add_row(*map(escape, cells))
         return table
 
     def _site(self, layer: LayerPlan) -> str:
@@ -149,7 +151,7 @@ class Plan(Document):
             f"{self.float_bytes / mib:.2f} MiB float, {self.quantized_bytes / mib:.2f} MiB quantized"
         ]
         lines += [f"not covered: {part.name} ({part.what}): {part.reason}" for part in self.uncovered]
-        return "\n".join(lines)
+        return escape("\n".join(lines))
 
     def __str__(self) -> str:
         console = Console(width=140, color_system=None)
@@ -192,7 +194,7 @@ def make_plan(network: Network, recipe: Recipe) -> Plan:
             )
         )
     if all(layer.weights is None and layer.activations is None for layer in layers):
-        raise RecipeError("nothing would be quantized: policy and overrides leave every layer float")
+        raise RecipeError(f"nothing would be quantized: {_why_nothing(network)}")
     return Plan(
         recipe=recipe,
         rule=policy.name,
@@ -201,6 +203,13 @@ def make_plan(network: Network, recipe: Recipe) -> Plan:
         uncovered=tuple(UncoveredPart(name=p.name, what=p.what, reason=p.reason) for p in network.uncovered),
         float_bytes=_float_bytes(network),
     )
+
+
+def _why_nothing(network: Network) -> str:
+    if network.layers:
+        return "policy and overrides leave every layer float"
+    reasons = [f"{part.name} ({part.what}): {part.reason}" for part in network.uncovered]
+    return f"no layer of the model can be; {'; '.join(reasons[:3])}"
 
 
 def own_policy(chain: tuple[Method, ...]) -> str:

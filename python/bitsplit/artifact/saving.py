@@ -57,6 +57,7 @@ def _quantized_state(model: nn.Module) -> tuple[list[StoredLayer], dict[str, Ten
         weights = getattr(layer, "weight_quantizer", None)
         if weights is not None:
             _require_fitted(name, weights, "weight")
+            _require_current(name, layer)
             fields["weight"] = _stored(weights.grid)
             prefix = join(name, "weight_quantizer")
             tensors[f"{prefix}.codes"] = pack(weights.codes, weights.bits, weights.grid.low)
@@ -87,6 +88,16 @@ def _copy(value: Tensor) -> Tensor:
 
 def _stored(grid: Grid) -> StoredGrid:
     return StoredGrid(bits=grid.bits, low=grid.low, high=grid.high)
+
+
+def _require_current(name: str, layer: nn.Module) -> None:
+    """What is stored are the codes: they must still be what the weight is."""
+    quantizer = layer.weight_quantizer
+    if quantizer.scale.dtype != torch.float32 or not torch.equal(layer.weight, quantizer.dequantize()):
+        raise ArtifactError(
+            f"{name}: its weight is no longer what its codes stand for; save the model before it is trained "
+            "further or converted to another type"
+        )
 
 
 def _require_fitted(name: str, quantizer: nn.Module, what: str) -> None:

@@ -6,6 +6,7 @@ import json
 import os
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -48,7 +49,7 @@ class Checkpoint:
         _write_atomically(self._path(name), lambda path: save_file(tensors, path))
 
     def _path(self, name: str) -> Path:
-        return self.folder / f"{name or 'model'}.layer.safetensors"
+        return self.folder / f"{quote(name, safe='') or 'model'}.layer.safetensors"
 
 
 def _state(layer: nn.Module) -> dict[str, Tensor]:

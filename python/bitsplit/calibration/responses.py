@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 
+import torch
 from torch import Tensor, nn
 
 
@@ -50,7 +51,12 @@ class ResponseErrors:
         def compare(module: nn.Module, args: tuple, output: Tensor) -> None:
             if self._targets[name] and self._targets[name][0].shape == output.shape:
                 target = self._targets[name].pop(0)
-                self._error[name] += float((output.detach() - target).square().sum())
-                self._energy[name] += float(target.square().sum())
+                self._error[name] += _energy(output.detach() - target)
+                self._energy[name] += _energy(target)
 
         return compare
+
+
+def _energy(values: Tensor) -> float:
+    """The sum of squares, in float64."""
+    return float(torch.linalg.vector_norm(values, dtype=torch.float64)) ** 2

@@ -49,6 +49,8 @@ def quantize(
     chosen = options.recipe_of(recipe, bits, method, policy, layer, seed)
     if not save.parent.is_dir():
         raise ArtifactError(f"cannot save to {save}: there is no folder {save.parent}")
+    if save.is_dir():
+        raise ArtifactError(f"cannot save to {save}: it is a folder; name a file")
     network = load_model(model, weights)
     place = options.device_of(device)
     shaping = options.preprocessing_with(preprocessing_of(model, network), preprocessing)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from bitsplit.data.batch_size import usual_batch_size
 from bitsplit.data.digest import add_to_digest, brief_digest
@@ -61,6 +61,7 @@ class Batches:
     def first(self) -> Any:
         """The first batch, without reading the others."""
         for batch in self._read():
+            _check(batch, 0, count_images(batch))
             return fresh(batch)
         raise CalibrationError("the calibration data are empty: no batch came out of them")
 
@@ -133,7 +134,7 @@ def as_batches(
     Args:
         data: one of
 
-            * Tensor[N, ...]: N images, cut into batches
+            * Tensor[N, ...]: N images, cut into batches; or a pair of them and their labels, Tensor[N]
             * a data set (``torch.utils.data.Dataset``): its items are single images, stacked into batches
             * a ``DataLoader``, a list or any other iterable: its items are batches already, as the model
               takes them. A loader that shuffles is given the same random state at the start of every walk. An
@@ -177,6 +178,8 @@ def _source(data: Any, batch_size: int) -> Iterable[Any]:
         if data.dim() < 2:
             raise CalibrationError(f"a tensor of images needs a batch axis, got shape {tuple(data.shape)}")
         return list(data.split(batch_size)) if len(data) else []
+    if _is_labelled(data):
+        data = TensorDataset(*data)
     if isinstance(data, Dataset):
         return DataLoader(data, batch_size)
     if isinstance(data, DataLoader):
@@ -195,6 +198,14 @@ def _source(data: Any, batch_size: int) -> Iterable[Any]:
         )
         return batches
     return list(data) if isinstance(data, tuple) else data
+
+
+def _is_labelled(data: Any) -> bool:
+    """Whether ``data`` are (images Tensor[N, ...], labels Tensor[N]), not two batches."""
+    if not isinstance(data, tuple) or len(data) != 2 or not all(isinstance(part, Tensor) for part in data):
+        return False
+    images, labels = data
+    return labels.dim() == 1 and not labels.is_floating_point() and len(labels) == len(images)
 
 
 def _input_of(batch: Any, index: int) -> Tensor:

@@ -121,7 +121,7 @@ def _require_known(name: str, known: list[str], library: str) -> None:
 def _built(build: Callable[[], nn.Module], name: str) -> nn.Module:
     try:
         return build()
-    except Exception as error:  # libraries raise anything: no network, a broken download, a wrong tag
+    except Exception as error:  # libraries and the user's code raise anything: no network, a wrong tag
         raise ModelError(f"{name} cannot be built: {_first_line(error)}") from error
 
 
@@ -149,7 +149,7 @@ def _call(module: ModuleType, name: str, spec: str) -> nn.Module:
     if not callable(function):
         known = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
         raise ModelError(f"{spec}: there is no function {name!r}; {nearest(name, known)}")
-    model = function()
+    model = _built(function, spec)
     if not isinstance(model, nn.Module):
         raise ModelError(f"{spec} must return a torch.nn.Module, it returned {type(model).__name__}")
     return model

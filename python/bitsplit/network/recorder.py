@@ -32,11 +32,22 @@ def record_forward(model: nn.Module, batch: Any, step: Step = default_step) -> R
     batch = fresh(batch)
     recorder = _Recorder(model, batch)
     with unchanged(model), torch.no_grad(), recorder.hooks(), recorder:
-        output = step(model, batch)
+        output = _attempt(model, batch, step)
         recorder.record.outputs = recorder.read_all(output)
     if not recorder.record.calls:
         raise ModelError("the step ran no module of the model")
     return recorder.record
+
+
+def _attempt(model: nn.Module, batch: Any, step: Step) -> Any:
+    try:
+        return step(model, batch)
+    except Exception as error:  # the model's own code may raise anything
+        shapes = [tuple(leaf.shape) for leaf in pytree.tree_leaves(batch) if isinstance(leaf, Tensor)]
+        what = (str(error).splitlines() or [""])[0]
+        raise ModelError(
+            f"the forward of the first batch (tensors of {shapes}) failed: {type(error).__name__}: {what}"
+        ) from error
 
 
 def outputs_of(model: nn.Module, batch: Any, step: Step) -> list[Tensor]:
@@ -49,8 +60,9 @@ def outputs_of(model: nn.Module, batch: Any, step: Step) -> list[Tensor]:
 
 def _refuse_unseeable(model: nn.Module) -> None:
     """Compiled models hide their modules, lazy ones have no weights yet."""
-    if hasattr(model, "_orig_mod"):
-        raise ModelError("the model is compiled; pass the one that torch.compile was given")
+    compiled = [name or "the model" for name, module in model.named_modules() if hasattr(module, "_orig_mod")]
+    if compiled:
+        raise ModelError(f"{compiled[0]} is compiled; use the module that torch.compile was given")
     scripted = [name for name, module in model.named_modules() if isinstance(module, torch.jit.ScriptModule)]
     if scripted:
         raise ModelError(f"scripted or traced modules hide their layers: {scripted[0] or 'the model itself'}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 from torch import nn
 
@@ -73,7 +74,7 @@ class Summary:
             table.add_column(heading, justify="right")
         for row in self.rows:
             table.add_row(
-                row.name or "(model)",
+                escape(row.name or "(model)"),
                 row.kind,
                 "float" if row.bits is None else f"W{row.bits}",
                 "float" if row.input_bits is None else f"A{row.input_bits} {row.input_levels}",
@@ -100,7 +101,7 @@ class Summary:
         if self.report is None:
             return line
         uncovered = [f"not covered: {p.name} ({p.what}): {p.reason}" for p in self.report.plan.uncovered]
-        return "\n".join([f"{line}; {self.report.seconds:.1f} s", *uncovered])
+        return escape("\n".join([f"{line}; {self.report.seconds:.1f} s", *uncovered]))
 
     def __str__(self) -> str:
         console = Console(width=120, color_system=None)
