@@ -55,13 +55,10 @@ METHODS: dict[str, Callable[[], Method]] = {
     "minmax": bitsplit.MinMax,
     "kl": lambda: bitsplit.MinMax(activations="kl"),
     "mse": bitsplit.Mse,
-    "bitsplit paper": lambda: bitsplit.BitSplit(
-        starts="planes", polish=False, error_compensation=False, refit_bias=False, patches=12_000
-    ),  # paper=True but for the norms, which have columns of their own
+    "bitsplit paper": lambda: bitsplit.BitSplit(paper=True),
     "bitsplit": bitsplit.BitSplit,
 }
-
-
+PAPER_WITHOUT_NORMS = {"paper": False, "reestimate_norms": False}
 AUGMENTED = {"bitsplit paper"}  # calibrated on shifted and mirrored images in both columns
 
 
@@ -123,10 +120,17 @@ class Score:
         )
 
 
+def chain_of(name: str, new_norms: bool) -> list[Method]:
+    """A method and, if asked for, new norm statistics, which the paper's method estimates itself."""
+    method = METHODS[name]()
+    if name == "bitsplit paper":
+        return [method if new_norms else method.model_copy(update=PAPER_WITHOUT_NORMS)]
+    return [method, bitsplit.ReestimateNorms()] if new_norms else [method]
+
+
 def measure(work: Work, name: str, bits: tuple[int, int | None], new_norms: bool, seeds: int) -> Score:
     """One cell of the table."""
-    method = METHODS[name]()
-    chain = [method, bitsplit.ReestimateNorms()] if new_norms else [method]
+    chain = chain_of(name, new_norms)
     reference = predict(reestimated(work, 0) if new_norms else work.network, work.test)
     score = Score([], [], [])
     for seed in range(seeds):

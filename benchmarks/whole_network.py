@@ -83,7 +83,7 @@ def measure(name: str, images: int, activations: int | None, device: str) -> dic
         for phase, owner, attribute in PHASES:
             timed = clock.around(phase, getattr(owner, attribute))
             patches.enter_context(mock.patch.object(owner, attribute, timed))
-        bitsplit.quantize(model, data, weights=4, activations=activations, batch_size=32)
+        bitsplit.quantize(model, data, weights=4, activations=activations)
         clock.switch()
     return clock.seconds
 

@@ -67,7 +67,7 @@ def test_a_method_is_a_name_a_config_a_mapping_or_a_list_of_them() -> None:
     config = registry.get("bitsplit")(rounds=5)
     given = {"name": "bitsplit", "rounds": 5}
     assert Recipe(method=config) == Recipe(method=given) == Recipe(method=[config]) == Recipe(method=[given])
-    assert Recipe(method=["minmax", config]).method == (registry.get("minmax")(), config)
+    assert Recipe(method=["equalize", config]).method == (registry.get("equalize")(), config)
 
 
 def test_an_override_keeps_apart_what_is_float_and_what_is_not_given() -> None:
@@ -90,6 +90,7 @@ def test_an_override_keeps_apart_what_is_float_and_what_is_not_given() -> None:
         ({"wieghts": 4}, "unknown field 'wieghts'; did you mean 'weights'"),
         ({"method": "bitspilt"}, "unknown method 'bitspilt'; did you mean .*bitsplit"),
         ({"method": []}, "chain is empty"),
+        ({"method": ["bitsplit", "equalize", "minmax"]}, "bitsplit and minmax each set all weights"),
         ({"method": 4}, "a method is"),
         ({"method": {"name": "bitsplit", "round": 4}}, "round"),
         ({"method": {"rounds": 4}}, "'name'"),

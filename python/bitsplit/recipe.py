@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, SerializeAsAny, field_validator, model_validator
 
 from bitsplit.document import Document
-from bitsplit.methods.base import Method
+from bitsplit.methods.base import Method, WeightMethod
 from bitsplit.methods.registry import get, names, resolve
 from bitsplit.policies import PolicyName
 
@@ -64,6 +64,13 @@ class Recipe(Document):
     @classmethod
     def _resolve_chain(cls, method: Any) -> tuple[Method, ...]:
         return tuple(resolve(method))
+
+    @model_validator(mode="after")
+    def _one_method_sets_the_weights(self) -> Recipe:
+        setting = [method.name for method in self.method if isinstance(method, WeightMethod)]
+        if len(setting) > 1:
+            raise ValueError(f"{' and '.join(setting)} each set all weights; a chain takes one of them")
+        return self
 
     @model_validator(mode="after")
     def _asks_for_something(self) -> Recipe:
