@@ -109,10 +109,12 @@ class Replay:
     @contextmanager
     def skipping(self) -> Iterator[None]:
         """While active, what is finished answers from the store."""
+        # a GPU computes a layer's output faster than it is brought from host memory
+        settled = self._settled if self.device.type == "cpu" else set()
         units = {name for name, _ in [*self._finished, *filter(None, [self._at_work])]}
-        modules = {name: self.model.get_submodule(name) for name in {*self._settled, *units}}
+        modules = {name: self.model.get_submodule(name) for name in {*settled, *units}}
         own = {name: vars(module)["forward"] for name, module in modules.items() if "forward" in vars(module)}
-        for name in self._settled:
+        for name in settled:
             modules[name].forward = self._remembering(name, modules[name].forward)
         for name in units:
             modules[name].forward = self._answering(name, modules[name].forward)
