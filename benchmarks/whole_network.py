@@ -91,17 +91,18 @@ def measure(name: str, images: int, activations: int | None, device: str) -> dic
 def main() -> None:
     """Read the arguments, print a table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("networks", nargs="+")
-    parser.add_argument("--images", type=int, default=256)
+    parser.add_argument("networks", nargs="*", default=["resnet18", "resnet50"])
+    parser.add_argument("--images", type=int, help="default 256, on a card 1,024")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--activations", type=int)
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
+    images = arguments.images or (1024 if arguments.device == "cuda" else 256)
     columns = list(dict.fromkeys(phase for phase, *_ in PHASES)) + [REST]
     print(f"| network | seconds | {' | '.join(columns)} |\n|---|---|{'---|' * len(columns)}")
     for name in arguments.networks:
-        seconds = measure(name, arguments.images, arguments.activations, arguments.device)
+        seconds = measure(name, images, arguments.activations, arguments.device)
         total = sum(seconds.values())
         cells = [f"{100 * seconds[phase] / total:.0f} %" for phase in columns]
         print(f"| {name} | {total:.0f} | {' | '.join(cells)} |", flush=True)

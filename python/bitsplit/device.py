@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import numpy as np
@@ -32,7 +31,11 @@ def checked_device(name: torch.device | str) -> torch.device:
 
 def fresh(batch: Any) -> Any:
     """A copy of ``batch``, whose tensors and arrays a model may change in place."""
-    return pytree.tree_map_only((Tensor, np.ndarray), copy.deepcopy, batch)
+    return pytree.tree_map_only((Tensor, np.ndarray), _copied, batch)
+
+
+def _copied(values: Tensor | np.ndarray) -> Tensor | np.ndarray:
+    return values.clone() if isinstance(values, Tensor) else values.copy()  # not all that a view looks at
 
 
 def to_device(batch: Any, device: torch.device) -> Any:
