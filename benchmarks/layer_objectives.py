@@ -1,6 +1,6 @@
 """How far the layers of CIFAR-10 ResNet-20 can be fitted: objectives relative to the released Bit-Split.
 
-    python benchmarks/layer_objectives.py ../shared/data [--threads 1] [--search 4000 16000]
+    python benchmarks/layer_objectives.py ../shared/data [--threads 1] [--search 25 100]
 
 18 convolutions (without the first one and the classifier), float inputs, 12,000 patches each. The baseline is
 what the released iteration ends with: fwa, ofwa, bit planes; `tests/test_split.py` shows that the operators
@@ -66,7 +66,7 @@ def fits(searches: list[int]) -> dict[str, Fit]:
         "bit planes, polish": by(starts="planes"),
         "six scales, feedback, polish": by(search=0),
     }
-    return named | {f"the same, search of {steps:,} steps": by(search=steps) for steps in searches}
+    return named | {f"the same, search of {steps} steps a weight": by(search=steps) for steps in searches}
 
 
 def errors(fit: Fit, network: list[tuple[Tensor, GramSums]], bits: int) -> tuple[list[float], float]:
@@ -85,7 +85,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("data", type=Path, help="folder with cifar10/ and models/")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--search", type=int, nargs="*", default=[4_000, 16_000])
+    parser.add_argument("--search", type=int, nargs="*", default=[25, 100])
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     network = layers(arguments.data)
