@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -44,10 +45,13 @@ def model_fingerprint(model: nn.Module) -> str:
 
 
 def step_fingerprint(step: Callable[..., Any]) -> str:
-    """SHA-256 over the code of a function, its defaults and the plain values it encloses.
+    """SHA-256 over the code of a function, its defaults and the plain values it encloses, or that are bound.
 
     Of other callables, and of functions that it calls, only the names count.
     """
+    if isinstance(step, partial):
+        bound = [value for value in (*step.args, *sorted(step.keywords.items())) if _is_plain(value)]
+        return hashlib.sha256(f"{step_fingerprint(step.func)}{bound}".encode()).hexdigest()
     code = getattr(step, "__code__", None)
     parts: list[Any] = [type(step).__qualname__, getattr(step, "__qualname__", "")]
     if code is not None:
