@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import UserDict
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -44,13 +45,13 @@ def scaled(factor: float) -> Callable[[nn.Module, Tensor], Tensor]:
     return lambda model, batch: model(batch * factor)
 
 
+def times(model: nn.Module, batch: Tensor, factor: float) -> Tensor:
+    return model(batch * factor)
+
+
 def test_a_step_is_told_from_others_by_its_code_and_what_it_encloses() -> None:
-    steps = [
-        scaled(1.0),
-        scaled(2.0),
-        lambda model, batch: model(batch),
-        lambda model, batch: model(batch + 1),
-    ]
+    steps = [scaled(1.0), scaled(2.0), lambda m, batch: m(batch), lambda m, batch: m(batch + 1)]
+    steps += [partial(times, factor=1), partial(times, factor=2)]
     assert len({step_fingerprint(step) for step in steps}) == len(steps)
     assert step_fingerprint(scaled(2.0)) == step_fingerprint(scaled(2.0))
 
