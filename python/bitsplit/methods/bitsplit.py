@@ -37,7 +37,7 @@ from bitsplit.ops.split import (
 )
 
 MATRICES = 4  # G, centred G, and four in float32 while it is factorized
-SEARCH_WORK = 2 * 10**8  # weights of a layer times steps: about a tenth of a second of one core
+SEARCH_WORK = 12 * 10**7  # weights of a layer times steps: less than a tenth of a second of one core
 
 PAPER = {
     "starts": "planes",
