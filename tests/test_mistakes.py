@@ -1,0 +1,75 @@
+"""Mistakes that are told before any work is done, or before anything is lost; each by name and in one line."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+from function_net import Net, layer
+from torch import Tensor, nn
+
+import bitsplit
+from bitsplit.errors import BitsplitError, ModelError, RecipeError
+
+
+@pytest.fixture
+def model() -> nn.Module:
+    return nn.Sequential(layer(3, 6), nn.ReLU(), layer(6, 6), nn.ReLU(), layer(6, 4)).eval()
+
+
+@pytest.fixture
+def images() -> Tensor:
+    return torch.randn(8, 3, 8, 8)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_models_of_low_precision_are_refused_at_once(
+    model: nn.Module, images: Tensor, dtype: torch.dtype
+) -> None:
+    with pytest.raises(ModelError, match=r"0\.weight is torch\.b?float16.*model\.float\(\)"):
+        bitsplit.plan(model.to(dtype), images.to(dtype))
+
+
+def test_a_forward_that_fails_is_told_with_the_shapes(model: nn.Module, images: Tensor) -> None:
+    with pytest.raises(ModelError, match=r"\(8, 1, 8, 8\).*failed: RuntimeError"):
+        bitsplit.plan(model, images[:, :1])
+
+
+def test_a_compiled_part_is_refused_by_name(images: Tensor) -> None:
+    net = nn.Sequential(layer(3, 6), torch.compile(layer(6, 6)))
+    with pytest.raises(ModelError, match="^1 is compiled"):
+        bitsplit.plan(net, images)
+
+
+def test_a_model_without_any_layer_that_can_be_quantized_says_why(images: Tensor) -> None:
+    net = Net(lambda m, x: nn.functional.conv2d(x, m.holder.weight), holder=layer(3, 6))
+    with pytest.raises(RecipeError, match="no layer of the model can be; holder"):
+        bitsplit.plan(net, images)
+
+
+def test_a_recipe_and_other_arguments_contradict(model: nn.Module, images: Tensor) -> None:
+    with pytest.raises(RecipeError, match="leave out weights, policy"):
+        bitsplit.quantize(model, images, bitsplit.Recipe(), weights=2, policy="all")
+
+
+def test_a_model_that_cannot_be_copied(model: nn.Module, images: Tensor) -> None:
+    model.lock = threading.Lock()
+    with pytest.raises(ModelError, match="copied"):
+        bitsplit.quantize(model, images, "minmax")
+
+
+@pytest.mark.parametrize("change", ["trained", "half"])
+def test_weights_that_left_their_codes_are_not_saved(
+    model: nn.Module, images: Tensor, tmp_path: Path, change: str
+) -> None:
+    quantized = bitsplit.quantize(model, images, "minmax", policy="all")
+    if change == "half":
+        quantized.half()
+    else:
+        with torch.no_grad():
+            quantized[2].weight.mul_(2)
+    with pytest.raises(BitsplitError, match="no longer what its codes stand for"):
+        bitsplit.save(quantized, tmp_path / "net.safetensors")
+    assert not (tmp_path / "net.safetensors").exists()
