@@ -1,4 +1,4 @@
-"""Mistakes that are told before any work is done, or before anything is lost; each by name and in one line."""
+"""Mistakes that are told before any work is done or anything is lost, by name and in one line."""
 
 from __future__ import annotations
 
