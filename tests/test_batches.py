@@ -62,6 +62,7 @@ def test_large_images_come_in_small_batches_on_the_cpu(pixels: int, device: str,
     assert usual_batch_size(photos, torch.device(device)) == images
     assert usual_batch_size(TensorDataset(photos, torch.arange(70)), torch.device(device)) == images
     assert len(as_batches(photos, device=device).first()) == images
+    assert len(as_batches((photos, torch.arange(70)), device=device).first()) == images
 
 
 def test_looking_at_a_data_set_for_its_batch_size_draws_nothing() -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from bitsplit.errors import BitsplitError
+from bitsplit.errors import BitsplitError, first_line
 
 
 def device_of(model: nn.Module) -> torch.device:
@@ -23,7 +23,7 @@ def checked_device(name: torch.device | str) -> torch.device:
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise BitsplitError(f"device {str(name)!r}: {str(error).splitlines()[0]}") from error
+        raise BitsplitError(f"device {str(name)!r}: {first_line(error)}") from error
     if device.type == "meta":
         raise BitsplitError("a model on the meta device has no values; load its weights first")
     return device

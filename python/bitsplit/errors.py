@@ -33,3 +33,8 @@ class CheckpointError(BitsplitError):
 
 class ArtifactError(BitsplitError):
     """A saved network is damaged, altered, or does not fit the model it is loaded into."""
+
+
+def first_line(error: Exception) -> str:
+    """What ``error`` says in its first line, or its class where it says nothing."""
+    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from bitsplit.data.batch_size import usual_batch_size
+from bitsplit.data.batches import is_pair
 from bitsplit.data.folder import ImageFolder
 from bitsplit.data.preprocessing import Preprocessing
 from bitsplit.device import device_of
@@ -126,7 +127,7 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
 
 
 def _batches(data: Any, batch_size: int | None, device: torch.device) -> Iterable[Any]:
-    if isinstance(data, tuple) and len(data) == 2 and all(isinstance(part, Tensor) for part in data):
+    if is_pair(data):
         if len(data[0]) != len(data[1]):
             raise DataError(f"{len(data[0])} images but {len(data[1])} labels")
         data = TensorDataset(*data)

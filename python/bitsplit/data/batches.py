@@ -147,6 +147,8 @@ def as_batches(
     """
     if isinstance(data, Batches):
         return data
+    if _is_labelled(data):
+        data = TensorDataset(*data)
     if batch_size is None:
         batch_size = usual_batch_size(data, torch.device(device))
     if batch_size < 1:
@@ -157,6 +159,11 @@ def as_batches(
 def fingerprint(data: Any) -> str:
     """The fingerprint of calibration data, whatever their form; see ``Batches.fingerprint``."""
     return as_batches(data).fingerprint
+
+
+def is_pair(data: Any) -> bool:
+    """Whether ``data`` is a tuple of two tensors."""
+    return isinstance(data, tuple) and len(data) == 2 and all(isinstance(part, Tensor) for part in data)
 
 
 def count_images(batch: Any) -> int:
@@ -178,8 +185,6 @@ def _source(data: Any, batch_size: int) -> Iterable[Any]:
         if data.dim() < 2:
             raise CalibrationError(f"a tensor of images needs a batch axis, got shape {tuple(data.shape)}")
         return list(data.split(batch_size)) if len(data) else []
-    if _is_labelled(data):
-        data = TensorDataset(*data)
     if isinstance(data, Dataset):
         return DataLoader(data, batch_size)
     if isinstance(data, DataLoader):
@@ -202,7 +207,7 @@ def _source(data: Any, batch_size: int) -> Iterable[Any]:
 
 def _is_labelled(data: Any) -> bool:
     """Whether ``data`` are (images Tensor[N, ...], labels Tensor[N]), not two batches."""
-    if not isinstance(data, tuple) or len(data) != 2 or not all(isinstance(part, Tensor) for part in data):
+    if not is_pair(data):
         return False
     images, labels = data
     return labels.dim() == 1 and not labels.is_floating_point() and len(labels) == len(images)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from bitsplit.data.preprocessing import Preprocessing, for_timm, for_torchvision
 from bitsplit.document import nearest
-from bitsplit.errors import ModelError
+from bitsplit.errors import ModelError, first_line
 
 PRETRAINED = "pretrained"
 """In place of a weights file: the weights that the library itself offers, downloaded if need be."""
@@ -122,7 +122,7 @@ def _built(build: Callable[[], nn.Module], name: str) -> nn.Module:
     try:
         return build()
     except Exception as error:  # libraries and the user's code raise anything: no network, a wrong tag
-        raise ModelError(f"{name} cannot be built: {_first_line(error)}") from error
+        raise ModelError(f"{name} cannot be built: {first_line(error)}") from error
 
 
 def _module(source: str) -> ModuleType:
@@ -138,7 +138,7 @@ def _module(source: str) -> ModuleType:
         sys.modules[spec.name] = module  # classes in it can then be found by their module, as copying needs
         spec.loader.exec_module(module)
     except ImportError as error:
-        raise ModelError(f"{source} cannot be imported: {_first_line(error)}") from error
+        raise ModelError(f"{source} cannot be imported: {first_line(error)}") from error
     except SyntaxError as error:
         raise ModelError(f"{source}, line {error.lineno}: {error.msg}") from error
     return module
@@ -165,7 +165,7 @@ def _read(path: Path) -> Any:
         raise ModelError(f"weights {path}: no such file{hint}") from error
     except (OSError, SafetensorError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
         raise ModelError(
-            f"weights {path} cannot be read as plain tensors: {_first_line(error)}; "
+            f"weights {path} cannot be read as plain tensors: {first_line(error)}; "
             "save them with torch.save(model.state_dict(), ...)"
         ) from error
 
@@ -183,7 +183,3 @@ def _unwrapped(state: Any, path: Path) -> dict[str, Tensor]:
 
 def _some(names: list[str]) -> str:
     return f" ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})" if names else ""
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

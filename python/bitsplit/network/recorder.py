@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from bitsplit.device import fresh
-from bitsplit.errors import ModelError
+from bitsplit.errors import ModelError, first_line
 from bitsplit.network.record import Call, Op, Record, Ref, Value
 
 Step = Callable[[nn.Module, Any], Any]
@@ -44,10 +44,8 @@ def _attempt(model: nn.Module, batch: Any, step: Step) -> Any:
         return step(model, batch)
     except Exception as error:  # the model's own code may raise anything
         shapes = [tuple(leaf.shape) for leaf in pytree.tree_leaves(batch) if isinstance(leaf, Tensor)]
-        what = (str(error).splitlines() or [""])[0]
-        raise ModelError(
-            f"the forward of the first batch (tensors of {shapes}) failed: {type(error).__name__}: {what}"
-        ) from error
+        what = f"{type(error).__name__}: {first_line(error)}"
+        raise ModelError(f"the forward of the first batch (tensors of {shapes}) failed: {what}") from error
 
 
 def outputs_of(model: nn.Module, batch: Any, step: Step) -> list[Tensor]:
