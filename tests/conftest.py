@@ -8,11 +8,37 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from bitsplit.models.cifar import CifarResNet
 from bitsplit.models.load import load_model
 
 MOST_THREADS = 2
+
+MODEL = """
+import torch
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 8, 3, stride=2, bias=False)
+        self.bn1 = nn.BatchNorm2d(8)
+        self.conv2 = nn.Conv2d(8, 8, 3)
+        self.fc = nn.Linear(8, 4)
+
+    def forward(self, x):
+        x = torch.relu(self.bn1(self.conv1(x)))
+        return self.fc(torch.relu(self.conv2(x)).mean((2, 3)))
+
+def net():
+    return Net()
+
+def number():
+    return 7
+
+not_a_function = 3
+"""
 
 
 def pytest_configure() -> None:
@@ -65,3 +91,19 @@ def shared_data() -> Path:
 def trained_resnet20(shared_data: Path) -> CifarResNet:
     """A fresh copy of the public CIFAR-10 ResNet-20, in eval mode."""
     return load_model("bitsplit.models.cifar:resnet20", shared_data / "models" / "cifar10_resnet20.th")
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working folder with a model, its weights, and eight photos in four classes."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")
+    Path("net.py").write_text(MODEL)
+    torch.save(load_model("net.py:net").state_dict(), "weights.pt")
+    generator = np.random.default_rng(0)
+    for label in range(4):
+        for number in range(2):
+            path = Path("photos", f"class{label}", f"{number}.png")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(generator.integers(0, 256, (40, 40, 3), dtype=np.uint8)).save(path)
+    return tmp_path

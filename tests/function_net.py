@@ -27,6 +27,11 @@ def layer(channels: int = 4, out: int = 4, **options: Any) -> nn.Conv2d:
     return nn.Conv2d(channels, out, 3, padding=1, **options)
 
 
+def three_layers() -> nn.Module:
+    """Three such layers, on three channels, with ReLUs between."""
+    return nn.Sequential(layer(3, 6), nn.ReLU(), layer(6, 6), nn.ReLU(), layer(6, 4)).eval()
+
+
 def images(*shape: int) -> Tensor:
     """Random ones for such layers."""
     return torch.randn(*(shape or (2, 4, 6, 6)))

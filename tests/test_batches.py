@@ -1,11 +1,7 @@
 """Calibration data of every form, as batches that come the same in every walk."""
 
-import os
 import random
-import subprocess
-import sys
 from collections.abc import Iterator
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -232,49 +228,6 @@ def test_a_model_may_change_its_input_in_place() -> None:
                 assert batch.eq(-1).all()
                 relu(batch)
     assert images.eq(-1).all()
-
-
-# Fingerprints
-
-
-def test_the_fingerprint_tells_data_apart() -> None:
-    changed = IMAGES.clone()
-    changed[6, 2, 1, 1] += 1e-3
-    variants = {
-        fingerprint(IMAGES),
-        fingerprint(changed),
-        fingerprint(IMAGES.flip(0)),
-        fingerprint(IMAGES[:6]),
-        fingerprint(IMAGES.double()),
-        fingerprint(IMAGES.view(7, 3, 4, 1)),
-        fingerprint(list(IMAGES.split(2))),
-        as_batches([(IMAGES, LABELS)], inputs_only=False).fingerprint,
-        as_batches([{"a": IMAGES}], inputs_only=False).fingerprint,
-    }
-    assert len(variants) == 9
-
-
-def test_the_fingerprint_sees_values_not_storage() -> None:
-    strided = IMAGES.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
-    assert not strided.is_contiguous() and fingerprint(strided) == fingerprint(IMAGES)
-    assert fingerprint(IMAGES.bfloat16()) != fingerprint(IMAGES.half())
-
-
-def test_the_fingerprint_is_the_same_in_another_process() -> None:
-    program = (
-        "import torch; from types import SimpleNamespace; from bitsplit.data import as_batches;"
-        "data = [{'x': torch.ones(2, 3), 'more': SimpleNamespace()}];"
-        "print(as_batches(data, inputs_only=False).fingerprint)"
-    )
-    other = subprocess.run(
-        [sys.executable, "-c", program],
-        env={"PYTHONPATH": os.pathsep.join(sys.path), "PYTHONHASHSEED": "7"},
-        check=True,
-        capture_output=True,
-        text=True,
-    )
-    data = [{"x": torch.ones(2, 3), "more": SimpleNamespace()}]
-    assert as_batches(data, inputs_only=False).fingerprint == other.stdout.strip()
 
 
 # Mistakes

@@ -4,62 +4,18 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 import yaml
-from PIL import Image
-from torch import nn
 
 import bitsplit
 from bitsplit.artifact import read_manifest
 from bitsplit.cli import main
 from bitsplit.cli.options import parse_bits, recipe_of
-from bitsplit.errors import ModelError, RecipeError
-from bitsplit.models.load import load_model, preprocessing_of
+from bitsplit.errors import RecipeError
+from bitsplit.models.load import load_model
 from bitsplit.plan import Plan
 from bitsplit.recipe import Recipe
-
-MODEL = """
-import torch
-from torch import nn
-
-class Net(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.conv1 = nn.Conv2d(3, 8, 3, stride=2, bias=False)
-        self.bn1 = nn.BatchNorm2d(8)
-        self.conv2 = nn.Conv2d(8, 8, 3)
-        self.fc = nn.Linear(8, 4)
-
-    def forward(self, x):
-        x = torch.relu(self.bn1(self.conv1(x)))
-        return self.fc(torch.relu(self.conv2(x)).mean((2, 3)))
-
-def net():
-    return Net()
-
-def number():
-    return 7
-
-not_a_function = 3
-"""
-
-
-@pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A working folder with a model, its weights, and eight photos in four classes."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "200")
-    Path("net.py").write_text(MODEL)
-    torch.save(load_model("net.py:net").state_dict(), "weights.pt")
-    generator = np.random.default_rng(0)
-    for label in range(4):
-        for number in range(2):
-            path = Path("photos", f"class{label}", f"{number}.png")
-            path.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(generator.integers(0, 256, (40, 40, 3), dtype=np.uint8)).save(path)
-    return tmp_path
 
 
 @pytest.fixture
@@ -272,55 +228,6 @@ def test_options_spell_a_recipe() -> None:
         layers={"layer1.*": {"weights": 8}, "fc": {"weights": None, "activations": None}},
         seed=5,
     )
-
-
-# Models by name ---------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("spec", ["torchvision:squeezenet1_1", "timm:mobilenetv3_small_050"])
-def test_models_of_libraries(spec: str) -> None:
-    model = load_model(spec)
-    assert not model.training
-    assert preprocessing_of(spec, model).crop == 224
-
-
-def test_models_of_importable_modules() -> None:
-    assert isinstance(load_model("bitsplit.models.cifar:resnet20"), nn.Module)
-
-
-@pytest.mark.parametrize("form", ["plain", "wrapped", "parallel", "safetensors"])
-def test_weights_in_all_forms(folder: Path, form: str) -> None:
-    state = torch.load("weights.pt", weights_only=True)
-    path = "other.safetensors" if form == "safetensors" else "other.pt"
-    if form == "safetensors":
-        from safetensors.torch import save_file
-
-        save_file(state, path)
-    elif form == "wrapped":
-        torch.save({"epoch": 3, "state_dict": state}, path)
-    elif form == "parallel":
-        torch.save({f"module.{name}": value for name, value in state.items()}, path)
-    else:
-        torch.save(state, path)
-    loaded = load_model("net.py:net", path).state_dict()
-    assert all(torch.equal(value, state[name]) for name, value in loaded.items())
-
-
-def test_weights_of_another_network(folder: Path) -> None:
-    state = torch.load("weights.pt", weights_only=True)
-    torch.save({**state, "fc.weight": torch.zeros(5, 8)}, "shape.pt")
-    with pytest.raises(ModelError, match=r"fc.weight is \[4, 8\] in the model, \[5, 8\] in the file"):
-        load_model("net.py:net", "shape.pt")
-    state["extra"] = state.pop("fc.bias")
-    torch.save(state, "names.pt")
-    with pytest.raises(ModelError, match=r"1 names are missing \(fc.bias\), 1 are too many \(extra\)"):
-        load_model("net.py:net", "names.pt")
-
-
-def test_weights_that_would_run_code_are_refused(folder: Path) -> None:
-    torch.save(load_model("net.py:net"), "whole.pt")
-    with pytest.raises(ModelError, match="cannot be read as plain tensors"):
-        load_model("net.py:net", "whole.pt")
 
 
 def test_configs_are_what_the_program_takes(folder: Path, run: Callable[..., str]) -> None:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections import UserDict
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,8 +18,11 @@ from torch import Tensor, nn
 
 import bitsplit
 from bitsplit.calibration.fingerprint import model_fingerprint, step_fingerprint
-from bitsplit.data import as_batches
+from bitsplit.data import as_batches, fingerprint
 from bitsplit.errors import CheckpointError
+
+IMAGES = torch.arange(7 * 3 * 2 * 2, dtype=torch.float32).view(7, 3, 2, 2)
+LABELS = torch.arange(7)
 
 
 class Shifted(nn.Module):
@@ -82,8 +89,48 @@ class Item:
     ],
 )
 def test_values_are_seen_inside_of_arrays_and_objects(wrap: Callable[[Tensor], object]) -> None:
-    def fingerprint(image: Tensor) -> str:
+    def of(image: Tensor) -> str:
         return as_batches([wrap(image)], inputs_only=False).fingerprint
 
     image = torch.randn(1, 3, 4, 4)
-    assert fingerprint(image) == fingerprint(image.clone()) != fingerprint(image + 1)
+    assert of(image) == of(image.clone()) != of(image + 1)
+
+
+def test_the_fingerprint_tells_data_apart() -> None:
+    changed = IMAGES.clone()
+    changed[6, 2, 1, 1] += 1e-3
+    variants = {
+        fingerprint(IMAGES),
+        fingerprint(changed),
+        fingerprint(IMAGES.flip(0)),
+        fingerprint(IMAGES[:6]),
+        fingerprint(IMAGES.double()),
+        fingerprint(IMAGES.view(7, 3, 4, 1)),
+        fingerprint(list(IMAGES.split(2))),
+        as_batches([(IMAGES, LABELS)], inputs_only=False).fingerprint,
+        as_batches([{"a": IMAGES}], inputs_only=False).fingerprint,
+    }
+    assert len(variants) == 9
+
+
+def test_the_fingerprint_sees_values_not_storage() -> None:
+    strided = IMAGES.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
+    assert not strided.is_contiguous() and fingerprint(strided) == fingerprint(IMAGES)
+    assert fingerprint(IMAGES.bfloat16()) != fingerprint(IMAGES.half())
+
+
+def test_the_fingerprint_is_the_same_in_another_process() -> None:
+    program = (
+        "import torch; from types import SimpleNamespace; from bitsplit.data import as_batches;"
+        "data = [{'x': torch.ones(2, 3), 'more': SimpleNamespace()}];"
+        "print(as_batches(data, inputs_only=False).fingerprint)"
+    )
+    other = subprocess.run(
+        [sys.executable, "-c", program],
+        env={"PYTHONPATH": os.pathsep.join(sys.path), "PYTHONHASHSEED": "7"},
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    data = [{"x": torch.ones(2, 3), "more": SimpleNamespace()}]
+    assert as_batches(data, inputs_only=False).fingerprint == other.stdout.strip()

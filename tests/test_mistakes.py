@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from function_net import Net, layer
+from function_net import Net, layer, three_layers
 from torch import Tensor, nn
 
 import bitsplit
@@ -16,7 +16,7 @@ from bitsplit.errors import BitsplitError, ModelError, RecipeError
 
 @pytest.fixture
 def model() -> nn.Module:
-    return nn.Sequential(layer(3, 6), nn.ReLU(), layer(6, 6), nn.ReLU(), layer(6, 4)).eval()
+    return three_layers()
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from function_net import Net
+from function_net import Net, layer, three_layers
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 
@@ -17,13 +17,9 @@ import bitsplit
 from bitsplit.errors import BitsplitError, CalibrationError, CheckpointError, ModelError, RecipeError
 
 
-def conv(inputs: int, outputs: int) -> nn.Conv2d:
-    return nn.Conv2d(inputs, outputs, 3, padding=1)
-
-
 @pytest.fixture
 def model() -> nn.Module:
-    return nn.Sequential(conv(3, 6), nn.ReLU(), conv(6, 6), nn.ReLU(), conv(6, 4)).eval()
+    return three_layers()
 
 
 @pytest.fixture
@@ -68,7 +64,7 @@ def test_images_one_by_one_with_per_channel_activations(images: Tensor) -> None:
     def forward(m: nn.Module, x: Tensor) -> Tensor:
         return torch.stack([m.second(torch.relu(m.first(image))) for image in x])
 
-    net = Net(forward, first=conv(3, 4), second=conv(4, 5)).eval()
+    net = Net(forward, first=layer(3, 4), second=layer(4, 5)).eval()
     quantized = bitsplit.quantize(net, images, ECAQ, **EIGHT)
     assert quantized.second.input_quantizer.scale.numel() == 4
     assert relative_error(quantized, net, images) < 1e-3
@@ -102,7 +98,7 @@ def test_a_quantized_model_is_not_quantized_again(
 
 
 def test_the_model_survives_when_the_copy_loses_its_parametrization(images: Tensor) -> None:
-    net = nn.Sequential(weight_norm(conv(3, 4)), nn.ReLU(), weight_norm(conv(4, 4))).eval()
+    net = nn.Sequential(weight_norm(layer(3, 4)), nn.ReLU(), weight_norm(layer(4, 4))).eval()
     with torch.no_grad():
         before = net(images)
     quantized = bitsplit.quantize(net, images, **EIGHT)
@@ -113,9 +109,9 @@ def test_the_model_survives_when_the_copy_loses_its_parametrization(images: Tens
 
 
 def test_a_forward_that_was_given_to_one_module_object(images: Tensor) -> None:
-    block = Net(lambda m, x: torch.relu(m.a(torch.relu(m.b(x))) + x), a=conv(3, 3), b=conv(3, 3))
+    block = Net(lambda m, x: torch.relu(m.a(torch.relu(m.b(x))) + x), a=layer(3, 3), b=layer(3, 3))
     block.forward = types.MethodType(lambda self, x: self.function(self, x) * 3 + 1, block)
-    net = nn.Sequential(block, conv(3, 3)).eval()
+    net = nn.Sequential(block, layer(3, 3)).eval()
     quantized = bitsplit.quantize(net, images, **EIGHT)
     assert relative_error(quantized, net, images) < 1e-3
 
@@ -125,7 +121,7 @@ def test_a_layer_that_some_batches_do_not_reach(images: Tensor) -> None:
         y = torch.relu(m.first(x))
         return m.last(torch.relu(m.sometimes(y)) if len(x) == 5 else y)
 
-    net = Net(forward, first=conv(3, 4), sometimes=conv(4, 4), last=conv(4, 2)).eval()
+    net = Net(forward, first=layer(3, 4), sometimes=layer(4, 4), last=layer(4, 2)).eval()
     quantized = bitsplit.quantize(net, images, **EIGHT, batch_size=5)
     assert relative_error(quantized, net, images) < 1e-3
     assert relative_error(quantized, net, images[:5]) < 1e-3
@@ -156,7 +152,7 @@ def tied(m: nn.Module, x: Tensor) -> Tensor:
 
 
 def twins() -> dict[str, nn.Module]:
-    layers = {"first": conv(3, 3), "second": conv(3, 3), "twin": conv(3, 3)}
+    layers = {"first": layer(3, 3), "second": layer(3, 3), "twin": layer(3, 3)}
     layers["twin"].weight = layers["second"].weight
     return layers
 
@@ -165,7 +161,7 @@ def twins() -> dict[str, nn.Module]:
     ("forward", "modules", "shape"),
     [
         (channels_then_features, {"first": nn.Conv1d(3, 8, 3, padding=1), "second": nn.Linear(8, 8)}, (3, 8)),
-        (mean_over_channels, {"first": conv(3, 8), "second": nn.Linear(8, 5)}, (3, 8, 8)),
+        (mean_over_channels, {"first": layer(3, 8), "second": nn.Linear(8, 5)}, (3, 8, 8)),
         (tied, twins(), (3, 8, 8)),
     ],
 )
@@ -182,7 +178,7 @@ def test_equalising_leaves_alone_what_is_no_pair(
 @pytest.mark.parametrize("method", ["bitsplit", ECAQ])
 def test_channels_that_are_never_active(method: object) -> None:
     """They must not decide about the scale of the others: their weights count for nothing."""
-    net = nn.Sequential(conv(3, 8), nn.ReLU(), conv(8, 8), nn.ReLU(), conv(8, 4)).eval()
+    net = nn.Sequential(layer(3, 8), nn.ReLU(), layer(8, 8), nn.ReLU(), layer(8, 4)).eval()
     with torch.no_grad():
         net[0].bias[:3] = -100
         net[2].weight[:, :3] *= 20
@@ -238,9 +234,9 @@ def test_a_layer_that_two_blocks_share(images: Tensor, method: object) -> None:
         x = m.second(m.first(m.stem(x)))
         return m.last(torch.relu(m.shared(x)))  # and the model itself
 
-    shared = conv(4, 4)
-    blocks = {name: Net(block, own=conv(4, 4), shared=shared) for name in ("first", "second")}
-    net = Net(forward, stem=conv(3, 4), **blocks, shared=shared, last=conv(4, 2)).eval()
+    shared = layer(4, 4)
+    blocks = {name: Net(block, own=layer(4, 4), shared=shared) for name in ("first", "second")}
+    net = Net(forward, stem=layer(3, 4), **blocks, shared=shared, last=layer(4, 2)).eval()
     quantized = bitsplit.quantize(net, images, method, **EIGHT)
     assert len(bitsplit.codes(quantized)) == 5
     assert max(layer.error for layer in quantized._bitsplit.layers) < 1e-2
@@ -266,7 +262,7 @@ def test_layers_called_by_keyword(images: Tensor) -> None:
     def forward(m: nn.Module, x: Tensor) -> Tensor:
         return m.fc(input=torch.relu(m.first(input=x)).mean((2, 3)))
 
-    model = Net(forward, first=conv(3, 6), fc=nn.Linear(6, 4)).eval()
+    model = Net(forward, first=layer(3, 6), fc=nn.Linear(6, 4)).eval()
     quantized = bitsplit.quantize(model, images, **EIGHT)
     assert quantized.fc.input_quantizer.is_fitted
     assert relative_error(quantized, model, images) < 1e-3
@@ -299,8 +295,8 @@ def test_plan_takes_all_arguments_of_quantize(model: nn.Module, images: Tensor, 
 
 def test_names_with_slashes_and_brackets(images: Tensor, tmp_path: Path) -> None:
     net = nn.Sequential()
-    net.add_module("a/[red]b", conv(3, 6))
-    net.add_module("last", conv(6, 4))
+    net.add_module("a/[red]b", layer(3, 6))
+    net.add_module("last", layer(6, 4))
     arguments = {"weights": 4, "checkpoint": tmp_path, "layers": {"a/*": {"weights": 6}}}
     first = bitsplit.quantize(net.eval(), images, **arguments)
     again = bitsplit.quantize(net, images, **arguments)
