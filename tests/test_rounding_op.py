@@ -149,9 +149,7 @@ def test_empty(device):
 def test_opcheck(device):
     s = State((3, 2, 3, 3), 0, device)
     arguments = [[t] for t in (s.weight, torch.randn_like(s.weight), s.v, s.mean, s.square, s.base, s.scale)]
-    torch.library.opcheck(
-        OPS.rounding_step, (*arguments, [0], rounding_schedule(1, 0.1, 0.1).to(device)[0])
-    )
+    torch.library.opcheck(OPS.rounding_step, (*arguments, [0], rounding_schedule(1, 0.1, 0.1).to(device)[0]))
 
 
 MISTAKES = [
@@ -159,7 +157,7 @@ MISTAKES = [
     ("mean", lambda t: t[:1], "mean must have the shape"),
     ("base", lambda t: t.float(), "base must .* be Char"),
     ("square", lambda t: t.t().contiguous().t(), "square must have the strides of the weight"),
-    ("scale", lambda t: torch.ones(3), "scale must have 1 element or one per channel .4 along axis 0., got 3"),
+    ("scale", lambda t: torch.ones(3), "scale must have 1 element or one per channel .4 along"),
     ("scale", lambda t: t.double(), "scale must have the dtype"),
     ("weight", lambda t: t.half(), "weights must be float32 or float64"),
     ("weight", lambda t: t.repeat(1, 2)[:, ::2], "weights must fill their memory without gaps"),

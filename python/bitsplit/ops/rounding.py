@@ -2,8 +2,8 @@
 
     soft weight = scale * (base + h(v)),  h(v) = clip(1.2 sigmoid(v) - 0.1, 0, 1)
 
-While v is learned a regulariser, the sum of 1 - |2 h(v) - 1|^b, pushes every h towards 0 or 1; b falls, so that
-at first only what is nearly decided feels it.
+While v is learned a regulariser, the sum of 1 - |2 h(v) - 1|^b, pushes every h towards 0 or 1; b falls, so
+that at first only what is nearly decided feels it.
 """
 
 from __future__ import annotations
