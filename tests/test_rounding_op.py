@@ -19,7 +19,7 @@ class State:
         like = {"memory_format": torch.preserve_format}
         self.axis = axis
         self.v = torch.randn_like(empty, **like) * 3
-        self.base = torch.randint_like(empty, -3, 3, dtype=torch.int8, **like)
+        self.base = torch.randint_like(empty, -3, 3, dtype=torch.int16, **like)
         self.scale = torch.rand(1 if axis < 0 else shape[axis], dtype=dtype, device=device) + 0.1
         self.mean, self.square = torch.zeros_like(empty), torch.zeros_like(empty)
         self.weight = self.soft(self.v)
@@ -155,7 +155,7 @@ def test_opcheck(device):
 MISTAKES = [
     ("v", lambda t: t.double(), "v must have the shape and device of the weight.* and be Float"),
     ("mean", lambda t: t[:1], "mean must have the shape"),
-    ("base", lambda t: t.float(), "base must .* be Char"),
+    ("base", lambda t: t.float(), "base must .* be Short"),
     ("square", lambda t: t.t().contiguous().t(), "square must have the strides of the weight"),
     ("scale", lambda t: torch.ones(3), "scale must have 1 element or one per channel .4 along"),
     ("scale", lambda t: t.double(), "scale must have the dtype"),

@@ -39,6 +39,15 @@ inline void check_floating(const at::Tensor& x, const char* name) {
               " must be float32, float64, float16 or bfloat16, got ", type);
 }
 
+inline void check_like(const at::Tensor& other, const char* name, const at::Tensor& model,
+                       const char* model_name) {
+  TORCH_CHECK(other.sizes() == model.sizes() && other.scalar_type() == model.scalar_type() &&
+                  other.device() == model.device(),
+              name, " must have the shape, dtype and device of ", model_name, ", ", model.sizes(), " ",
+              model.scalar_type(), " ", model.device(), ", got ", other.sizes(), " ", other.scalar_type(),
+              " ", other.device());
+}
+
 // What x is computed in: float64 for float64, else float32.
 inline at::ScalarType compute_type(const at::Tensor& x) {
   return x.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;

@@ -9,21 +9,35 @@ from bitsplit.api import plan, quantize
 from bitsplit.artifact import load, save
 from bitsplit.errors import BitsplitError
 from bitsplit.evaluation import agreement, evaluate
-from bitsplit.methods import BiasCorrection, BitSplit, Equalize, MinMax, Mse, Nearest, ReestimateNorms
+from bitsplit.methods import (
+    AdaRound,
+    BiasCorrection,
+    BitSplit,
+    Brecq,
+    Equalize,
+    MinMax,
+    Mse,
+    Nearest,
+    QDrop,
+    ReestimateNorms,
+)
 from bitsplit.plan import Plan
 from bitsplit.quantizers import codes
 from bitsplit.recipe import Recipe
 from bitsplit.report import QuantizationReport, summary
 
 __all__ = [
+    "AdaRound",
     "BiasCorrection",
     "BitSplit",
     "BitsplitError",
+    "Brecq",
     "Equalize",
     "MinMax",
     "Mse",
     "Nearest",
     "Plan",
+    "QDrop",
     "QuantizationReport",
     "Recipe",
     "ReestimateNorms",

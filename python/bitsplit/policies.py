@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final, Literal
 
-PolicyName = Literal["paper", "brecq", "qdrop", "all"]
+PolicyName = Literal["paper", "brecq", "qdrop", "adaround", "all"]
 
 Place = Literal["first layer", "last layer", "reads the first layer's output"]
 FIRST: Final[Place] = "first layer"
@@ -62,5 +62,6 @@ POLICIES: Final[dict[str, Policy]] = {
     "brecq": Policy("brecq", weights=_EIGHT_BIT_ENDS, activations={FIRST: None, LAST: 8, AFTER_FIRST: 8}),
     # Differs from brecq in the output of the first layer, which stays at the recipe's bits.
     "qdrop": Policy("qdrop", weights=_EIGHT_BIT_ENDS, activations={FIRST: None, LAST: 8}),
+    "adaround": Policy("adaround", weights=_EIGHT_BIT_ENDS, activations={FIRST: None, LAST: 8}),
     "all": Policy("all"),
 }

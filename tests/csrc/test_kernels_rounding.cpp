@@ -36,7 +36,7 @@ TEST(SoftRounding, SlopesAreThoseOfTheFunctions) {
 struct Weights {
   ChannelLayout layout;
   std::vector<float> weight, grad, v, mean, square, scale;
-  std::vector<int8_t> base;
+  std::vector<int16_t> base;
 
   explicit Weights(ChannelLayout layout) : layout(layout) {
     std::mt19937 generator(static_cast<unsigned>(layout.numel()));
@@ -47,7 +47,7 @@ struct Weights {
       v.push_back(3 * normal(generator));
       mean.push_back(0.1f * normal(generator));
       square.push_back(std::abs(normal(generator)));
-      base.push_back(static_cast<int8_t>(generator() % 5) - 2);
+      base.push_back(static_cast<int16_t>(generator() % 5) - 2);
     }
     for (int64_t c = 0; c < layout.channels; ++c) scale.push_back(0.1f + std::abs(normal(generator)));
   }

@@ -1,18 +1,11 @@
 #include "ops/quantize/quantize.h"
 
-#include <ATen/Dispatch.h>
 #include <torch/library.h>
 
-#include <cmath>
+#include "ops/grid_checks.h"
 
 namespace bitsplit {
 namespace {
-
-void check_levels(int64_t qmin, int64_t qmax) {
-  const bool fits = (qmin >= -128 && qmax <= 127) || (qmin >= 0 && qmax <= 255);
-  TORCH_CHECK(qmin < qmax && fits, "qmin < qmax must both lie in [-128, 127] or in [0, 255], got [", qmin,
-              ", ", qmax, "]");
-}
 
 void check_shapes(const at::Tensor& x, const at::Tensor& scale, const at::Tensor& zero_point, int64_t axis) {
   check_axis(x, axis);
@@ -28,21 +21,6 @@ void check_shapes(const at::Tensor& x, const at::Tensor& scale, const at::Tensor
               scale.numel());
   TORCH_CHECK(zero_point.numel() == scale.numel(), "zero_point must have as many elements as scale, ",
               scale.numel(), ", got ", zero_point.numel());
-}
-
-// `scale` and `zero_point` are contiguous; scale has the dtype computed in. Values on a GPU are left alone.
-void check_values(const at::Tensor& scale, const at::Tensor& zero_point, int64_t qmin, int64_t qmax) {
-  if (!scale.is_cpu()) return;
-  AT_DISPATCH_FLOATING_TYPES(scale.scalar_type(), "check_values", [&] {
-    const scalar_t* values = scale.const_data_ptr<scalar_t>();
-    for (int64_t c = 0; c < scale.numel(); ++c)
-      TORCH_CHECK(values[c] > 0 && std::isfinite(values[c]), "scale must be positive and finite, got ",
-                  values[c], " for channel ", c);
-  });
-  const int32_t* zeros = zero_point.const_data_ptr<int32_t>();
-  for (int64_t c = 0; c < zero_point.numel(); ++c)
-    TORCH_CHECK(zeros[c] >= qmin && zeros[c] <= qmax, "zero_point must lie in [qmin, qmax] = [", qmin, ", ",
-                qmax, "], got ", zeros[c], " for channel ", c);
 }
 
 // Everything that the operators have in common; the caller adds grad and output.
@@ -80,10 +58,7 @@ at::Tensor fake_quantize_backward(const at::Tensor& grad, const at::Tensor& x, c
                                   const at::Tensor& zero_point, int64_t axis, int64_t qmin, int64_t qmax,
                                   QuantizeKernel kernel) {
   check_floating(x, "x");
-  TORCH_CHECK(
-      grad.sizes() == x.sizes() && grad.scalar_type() == x.scalar_type() && grad.device() == x.device(),
-      "grad must have the shape, dtype and device of x, ", x.sizes(), " ", x.scalar_type(), " ", x.device(),
-      ", got ", grad.sizes(), " ", grad.scalar_type(), " ", grad.device());
+  check_like(grad, "grad", x, "x");
   QuantizeCall call = checked_call(x, scale, zero_point, axis, qmin, qmax, compute_type(x));
   call.grad = with_strides_of(grad, call.input);
   call.output = at::empty_like(call.input);

@@ -25,7 +25,7 @@ RoundingCall checked_layer(const RoundingCall& layer, int64_t axis) {
       {&layer.v, "v", type},
       {&layer.mean, "mean", type},
       {&layer.square, "square", type},
-      {&layer.base, "base", at::kChar}};
+      {&layer.base, "base", at::kShort}};
   for (const auto& [state, name, dtype] : states) {
     check_like(*state, weight, name, dtype);
     TORCH_CHECK(state->strides() == weight.strides(), name, " must have the strides of the weight, ",

@@ -6,7 +6,7 @@
 //   For every layer, element by element: from the gradient of the soft weight and that of the regulariser
 //   the gradient of v; Adam's step on v; the next soft weight into `weights`.
 //   Lists of equal length, one entry a layer (or a part of one). weights: float32 or float64, dense (no gaps
-//   in memory); v, mean, square: its shape, dtype and strides. grads: its shape and dtype. base: int8, its
+//   in memory); v, mean, square: its shape, dtype and strides. grads: its shape and dtype. base: int16, its
 //   shape and strides: the lower of the two levels, relative to the zero point. scale: the weight's dtype,
 //   one element or one per channel along `axis` of that layer. schedule: float32 [4], on the device of the
 //   weights: learning rate / (1 - beta1^t), 1 / (1 - beta2^t), weight of the regulariser, its exponent b

@@ -34,7 +34,7 @@ void step_cpu(const RoundingCall& call) {
     const RoundingStep<scalar_t> element{
         call.weight.mutable_data_ptr<scalar_t>(), call.grad.const_data_ptr<scalar_t>(),
         call.v.mutable_data_ptr<scalar_t>(),      call.mean.mutable_data_ptr<scalar_t>(),
-        call.square.mutable_data_ptr<scalar_t>(), call.base.const_data_ptr<int8_t>()};
+        call.square.mutable_data_ptr<scalar_t>(), call.base.const_data_ptr<int16_t>()};
     const scalar_t* scale = call.scale.const_data_ptr<scalar_t>();
     at::parallel_for(0, call.layout.numel(), kGrain, [&](int64_t begin, int64_t end) {
       over_runs(element, scale, call.layout, schedule, begin, end);

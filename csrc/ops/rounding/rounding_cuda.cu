@@ -20,7 +20,7 @@ void step_cuda(const RoundingCall& call) {
     const RoundingStep<scalar_t> element{
         call.weight.mutable_data_ptr<scalar_t>(), call.grad.const_data_ptr<scalar_t>(),
         call.v.mutable_data_ptr<scalar_t>(),      call.mean.mutable_data_ptr<scalar_t>(),
-        call.square.mutable_data_ptr<scalar_t>(), call.base.const_data_ptr<int8_t>()};
+        call.square.mutable_data_ptr<scalar_t>(), call.base.const_data_ptr<int16_t>()};
     rounding_step_kernel<<<blocks, kThreads, 0, c10::cuda::getCurrentCUDAStream()>>>(
         element, call.scale.const_data_ptr<scalar_t>(), call.layout, call.schedule.const_data_ptr<float>());
     C10_CUDA_KERNEL_LAUNCH_CHECK();

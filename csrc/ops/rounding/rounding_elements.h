@@ -15,7 +15,7 @@ struct RoundingStep {
   T* __restrict__ v;
   T* __restrict__ mean;
   T* __restrict__ square;
-  const int8_t* __restrict__ base;
+  const int16_t* __restrict__ base;
 
   BITSPLIT_HOST_DEVICE void operator()(int64_t i, T scale, const RoundingSchedule<T>& schedule) const {
     const SoftBit<T> bit = soft_bit(v[i]);

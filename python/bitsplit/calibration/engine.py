@@ -13,6 +13,7 @@ from torch import nn
 from bitsplit.calibration.checkpoint import Checkpoint
 from bitsplit.calibration.features import FeatureStore
 from bitsplit.calibration.forecast import feature_bytes, forecast, free_memory
+from bitsplit.calibration.piece import EnginePiece
 from bitsplit.calibration.progress import Progress
 from bitsplit.calibration.replay import Replay, UnitCall
 from bitsplit.calibration.responses import ResponseErrors
@@ -108,22 +109,23 @@ class Engine:
         needed = forecast(self.network, self.plan, self.methods, features, self.store.budget)
         needed.check(free_memory(self.student_replay.device))
         self.store.reserved = features
-        with Progress(len(self.network.layers), str(needed)) as progress:
+        with Progress(len(self.network.layers), str(needed)) as self.progress:
             for position, call in enumerate(schedule.calls):
                 units = {call[0], *schedule.inside.get(call, ())} - fitted
                 layers = tuple(name for name, layer in self.network.layers.items() if layer.unit in units)
                 fitted |= units
                 self.teacher_replay.start(call, layers)
                 self.student_replay.start(call)
-                seconds = {name: self._fit(name, progress) for name in layers}
+                seconds = {name: self._fit(name) for name in layers}
+                self._learn_blocks(call, units)
                 errors = self._advance(layers)
-                self._note_results(seconds, errors, progress)
+                self._note_results(seconds, errors)
                 self._retire(schedule.dead_after(position))
 
-    def _fit(self, name: str, progress: Progress) -> float:
+    def _fit(self, name: str) -> float:
         """Fit one layer, or bring it back from the checkpoint; the seconds it took."""
         started = time.perf_counter()
-        progress.layer(name)
+        self.progress.layer(name)
         layer_plan = self.plan.layer(name)
         if layer_plan.weights is not None or layer_plan.activations is not None:
             task = EngineLayerTask(self, self.network.layers[name])
@@ -138,6 +140,8 @@ class Engine:
         for method in self.methods:
             try:
                 method.fit_layer(task)
+                if method.granularity == "layer":
+                    method.fit_piece(EnginePiece(self, task.name, task.calls, [task]))
             except (ValueError, RuntimeError) as error:
                 raise CalibrationError(f"{task.name}: {method.name} failed: {error}") from error
         for what in ("weight", "input"):
@@ -147,6 +151,17 @@ class Engine:
             if quantizer is not None and not quantizer.is_fitted:
                 chain = ", ".join(method.name for method in self.methods)
                 raise RecipeError(f"{task.name}: no method of the chain ({chain}) fits its {what} quantizer")
+
+    def _learn_blocks(self, call: UnitCall, names: set[str]) -> None:
+        """Let the methods that learn blocks learn the units ``names``, whose layers have been fitted."""
+        methods = [method for method in self.methods if method.granularity == "block"]
+        for unit in self.network.units:
+            if unit.name not in names or not methods:
+                continue
+            tasks = [EngineLayerTask(self, self.network.layers[name]) for name in unit.layers]
+            for method in methods:
+                method.fit_piece(EnginePiece(self, unit.name, unit.calls, tasks))
+            self.student_replay.start(call)  # its layers have changed
 
     def _advance(self, layers: tuple[str, ...]) -> ResponseErrors:
         """Keep the outputs of the unit call at work, of both models, for all batches; compare its layers."""
@@ -164,15 +179,15 @@ class Engine:
         self.student_replay.finish()
         return errors
 
-    def _note_results(self, seconds: dict[str, float], errors: ResponseErrors, progress: Progress) -> None:
+    def _note_results(self, seconds: dict[str, float], errors: ResponseErrors) -> None:
         for name, spent in seconds.items():
             row = self.plan.layer(name)
             if row.weights is None and row.activations is None:
-                progress.done(None)
+                self.progress.done(None)
                 continue
             facts = {key: getattr(row, key) for key in ("name", "kind", "unit", "weights", "activations")}
             self._results.append(LayerResult(**facts, error=errors.relative(name), seconds=spent))
-            progress.done(self._results[-1])
+            self.progress.done(self._results[-1])
 
     def _retire(self, calls: list[UnitCall]) -> None:
         if not self._all_alike:  # what the observed forward read says nothing about the other batches

@@ -5,6 +5,7 @@ Values come back bit for bit and in the same memory format, whatever the budget.
 
 from __future__ import annotations
 
+import math
 import shutil
 import tempfile
 from collections.abc import Hashable, Iterable
@@ -72,6 +73,28 @@ class FeatureStore:
         self._files = 0
         self._slabs = _Slabs()
         self._blanks: dict[tuple[torch.dtype, torch.device], Tensor] = {}
+        self._tables: dict[int, Path | None] = {}
+
+    def allocate(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        """An uninitialised tensor within the budget, or one whose memory is a file."""
+        size = math.prod(shape) * dtype.itemsize
+        path = None if self.in_memory + size <= self.budget else self._new_file()
+        if path is None:
+            table = torch.empty(shape, dtype=dtype)
+            self.in_memory += size
+        else:
+            table = torch.from_file(str(path), shared=True, size=math.prod(shape), dtype=dtype).view(shape)
+            self.on_disk += size
+        self._tables[table.data_ptr()] = path
+        return table
+
+    def free(self, table: Tensor) -> None:
+        """Give back what ``allocate`` gave; it must not be used any more."""
+        path = self._tables.pop(table.data_ptr())
+        if path is None:
+            self.in_memory -= _bytes(table)
+        else:
+            path.unlink(missing_ok=True)
 
     def put(self, key: Hashable, tree: Any, device: torch.device) -> None:
         """Keep ``tree``; ``get`` brings its tensors back to ``device``."""
@@ -127,11 +150,14 @@ class FeatureStore:
             return self._slabs.place(copied) if 0 < size < SMALL else copied
         return self._write(copied)
 
-    def _write(self, tensor: Tensor) -> _OnDisk:
+    def _new_file(self) -> Path:
         if self._folder is None:
             self._folder = Path(tempfile.mkdtemp(prefix="bitsplit-features-", dir=self._parent))
-        path = self._folder / f"{self._files}.bin"
         self._files += 1
+        return self._folder / f"{self._files}.bin"
+
+    def _write(self, tensor: Tensor) -> _OnDisk:
+        path = self._new_file()
         tensor.as_strided((tensor.numel(),), (1,)).view(torch.uint8).numpy().tofile(path)
         self.on_disk += path.stat().st_size
         return _OnDisk(path, tensor.shape, tensor.stride(), tensor.dtype)

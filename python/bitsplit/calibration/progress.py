@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import resource
+from collections.abc import Iterator
 from types import TracebackType
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,8 @@ from rich.progress import Progress as RichProgress
 
 if TYPE_CHECKING:
     from bitsplit.report.results import LayerResult
+
+SHOWN_EVERY = 20  # iterations
 
 
 class Progress:
@@ -46,6 +49,13 @@ class Progress:
     def layer(self, name: str) -> None:
         """``name`` is being fitted now."""
         self._bar.update(self._task, description=name)
+
+    def iterations(self, name: str, count: int) -> Iterator[int]:
+        """0, 1, ... count - 1, the piece ``name`` being learned."""
+        for iteration in range(count):
+            if iteration % SHOWN_EVERY == 0:
+                self._bar.update(self._task, description=f"{name} {iteration}/{count}")
+            yield iteration
 
     def done(self, result: LayerResult | None) -> None:
         """One layer is finished; ``result`` is what came of it, None when it stays float."""

@@ -1,11 +1,25 @@
 """Methods: one file each, a config and what it does to a layer or to the whole network."""
 
+from bitsplit.methods.adaround import AdaRound
 from bitsplit.methods.bias_correction import BiasCorrection
 from bitsplit.methods.bitsplit import BitSplit
+from bitsplit.methods.brecq import Brecq
 from bitsplit.methods.equalize import Equalize
 from bitsplit.methods.minmax import MinMax
 from bitsplit.methods.mse import Mse
 from bitsplit.methods.nearest import Nearest
 from bitsplit.methods.norms import ReestimateNorms
+from bitsplit.methods.qdrop import QDrop
 
-__all__ = ["BiasCorrection", "BitSplit", "Equalize", "MinMax", "Mse", "Nearest", "ReestimateNorms"]
+__all__ = [
+    "AdaRound",
+    "BiasCorrection",
+    "BitSplit",
+    "Brecq",
+    "Equalize",
+    "MinMax",
+    "Mse",
+    "Nearest",
+    "QDrop",
+    "ReestimateNorms",
+]

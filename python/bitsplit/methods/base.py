@@ -1,14 +1,16 @@
 """What a method is, and what the engine gives it.
 
-A chain of methods is walked once over the network.  Every method may act at three moments and does nothing at
+A chain of methods is walked once over the network.  Every method may act at four moments and does nothing at
 those it does not override: ``prepare`` (the folded float model, before anything is quantized), ``fit_layer``
-(each layer, in execution order), ``finish`` (the whole network).
+(each layer, in execution order), ``fit_piece`` (each layer or block, when the layers in it have been fitted),
+``finish`` (the whole network).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Protocol
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple, Protocol
 
 import torch
 from pydantic import BeforeValidator, SerializeAsAny, model_serializer
@@ -22,6 +24,8 @@ if TYPE_CHECKING:
     from bitsplit.network import Network
     from bitsplit.network.layers import LayerKind
 
+
+Granularity = Literal["layer", "block"]
 
 AT_ONCE = 16  # quantizers whose samples are held at the same time
 
@@ -72,6 +76,54 @@ class LayerTask(Protocol):
         """Set the bias [g * M]; a layer without one gets one."""
 
 
+class Sample(NamedTuple):
+    """What a piece read and shall give: of one batch, or of random rows.
+
+    args, kwargs: of its call, from the quantized predecessors.  target: what the float piece gave.  weight: of
+    every element's error, or None.  float_args: the arguments in the float network, or None.
+    """
+
+    args: tuple
+    kwargs: dict[str, Any]
+    target: Tensor
+    weight: Tensor | None
+    float_args: tuple | None
+
+
+class Samples(Protocol):
+    """All samples of a piece.  mean_weight: of all weights, 1 without any."""
+
+    rows: int
+    mean_weight: float
+
+    def draw(self, count: int, generator: torch.Generator) -> Sample:
+        """``count`` random rows, valid until the next call."""
+
+    def all(self, count: int) -> Iterator[Sample]:
+        """All rows, up to ``count`` at a time."""
+
+
+class Piece(Protocol):
+    """A layer or a block while it is learned: its layers have been fitted, what comes before is finished."""
+
+    name: str
+    module: nn.Module
+    layers: tuple[LayerTask, ...]
+    quantizers: list[ActivationQuantizer]  # fitted ones, which no earlier piece has
+    seed: int
+
+    def run(self, args: tuple, kwargs: dict[str, Any]) -> Tensor:
+        """The output of the piece as it is."""
+
+    def samples(
+        self, *, float_inputs: bool = False, fisher: bool = False
+    ) -> AbstractContextManager[Samples]:
+        """All samples; with ``float_args``, and with ``weight``, when asked for."""
+
+    def iterations(self, count: int) -> Iterator[int]:
+        """0, 1, ... count - 1; the user sees progress."""
+
+
 class Run(Protocol):
     """The whole network while it is being quantized."""
 
@@ -96,6 +148,11 @@ class Method(Config):
     policy: ClassVar[str] = "bitsplit"
 
     @property
+    def granularity(self) -> Granularity | None:
+        """The pieces that ``fit_piece`` wants; None when there is nothing to learn."""
+        return None
+
+    @property
     def defers_inputs(self) -> bool:
         """Whether ``finish`` fits the input quantizers."""
         return False
@@ -109,6 +166,9 @@ class Method(Config):
 
     def fit_layer(self, task: LayerTask) -> None:
         """Fit one layer."""
+
+    def fit_piece(self, piece: Piece) -> None:
+        """Learn the layers of one piece together."""
 
     def finish(self, run: Run) -> None:
         """Act on the whole quantized network."""

@@ -68,7 +68,7 @@ def rounding_step(
         weights: the soft weights, float32 or float64, dense; they are overwritten.
         grads: of the loss with regard to the weights.
         v, mean, square: the variables and Adam's state (zeros at first), strides of the weights.
-        base: int8, the lower of the two levels, less the zero point.
+        base: int16, the lower of the two levels, less the zero point.
         scale: one element, or one per channel along `axis` of that weight.
         schedule: float32 [4] on the device of the weights, a row of `rounding_schedule`.
     """

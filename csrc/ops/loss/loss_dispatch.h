@@ -1,0 +1,48 @@
+// From a call to the functor for its elements, and the registration: the same for every device.
+#pragma once
+
+#include <ATen/Dispatch.h>
+#include <ATen/OpMathType.h>
+#include <torch/library.h>
+
+#include "ops/loss/loss.h"
+#include "ops/loss/loss_elements.h"
+
+namespace bitsplit {
+
+// Device::store_sum<T>(call, term) puts scale * (term(0) + ... + term(numel - 1)) into call.loss.
+template <typename Device>
+struct LossOperator {
+  template <typename Storage, typename T, typename Loss>
+  static void run_with(const LossCall& call, const Loss& loss) {
+    const Storage *output = call.output.const_data_ptr<Storage>(),
+                  *target = call.target.const_data_ptr<Storage>();
+    Storage* grad = call.grad.mutable_data_ptr<Storage>();
+    if (call.weight.defined())
+      Device::template store_sum<T>(
+          call, LossTerm<Storage, T, Loss, true>{output, target, call.weight.const_data_ptr<Storage>(), grad,
+                                                 loss});
+    else
+      Device::template store_sum<T>(call,
+                                    LossTerm<Storage, T, Loss, false>{output, target, nullptr, grad, loss});
+  }
+
+  static void run(const LossCall& call) {
+    AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, call.output.scalar_type(), "loss", [&] {
+      using T = at::opmath_type<scalar_t>;
+      const T factor = static_cast<T>(call.p * call.scale);
+      if (call.p == 2)
+        run_with<scalar_t, T>(call, SquaredDifference<T>{factor});
+      else
+        run_with<scalar_t, T>(call, PowerOfDifference<T>{static_cast<T>(call.p), factor});
+    });
+  }
+
+  static void implement(torch::Library& m) {
+    m.impl("reconstruction_loss",
+           [](const at::Tensor& output, const at::Tensor& target, const std::optional<at::Tensor>& weight,
+              double p, double scale) { return reconstruction_loss(output, target, weight, p, scale, run); });
+  }
+};
+
+}  // namespace bitsplit

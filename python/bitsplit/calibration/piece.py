@@ -1,0 +1,187 @@
+"""A piece of the network while it is learned: what ``bitsplit.methods.base.Piece`` promises."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from bitsplit.calibration.replay import Stop
+from bitsplit.calibration.rows import RowTable
+from bitsplit.errors import CalibrationError
+from bitsplit.methods.base import Sample
+from bitsplit.quantizers import ActivationQuantizer
+
+if TYPE_CHECKING:
+    from bitsplit.calibration.engine import Engine
+    from bitsplit.calibration.task import EngineLayerTask
+
+INDEPENDENT = 1e-3  # relative difference of a row computed alone that is but rounding
+
+
+class EnginePiece:
+    """One module of the student (a layer or a block), its twin, and what it reads and shall give."""
+
+    def __init__(self, engine: Engine, name: str, calls: int, layers: Sequence[EngineLayerTask]) -> None:
+        self._engine = engine
+        self._calls = calls
+        self.name = name
+        self.layers = tuple(layers)
+        self.seed = engine.seed
+        self.module: nn.Module = engine.student.get_submodule(name)
+        self._twin: nn.Module = engine.teacher.get_submodule(name)
+
+    @property
+    def quantizers(self) -> list[ActivationQuantizer]:
+        """Those of its layers' inputs that no earlier piece has."""
+        plan, names = self._engine.plan, {layer.name for layer in self.layers}
+        owned = [layer for layer in self.layers if plan.quantizer_owner(plan.layer(layer.name)) in names]
+        return list(dict.fromkeys(layer.module.input_quantizer for layer in owned))
+
+    def run(self, args: tuple, kwargs: dict[str, Any]) -> Tensor:
+        """The piece's output, the student as it is."""
+        return self.module(*args, **kwargs)
+
+    def iterations(self, count: int) -> Iterator[int]:
+        """0, 1, ... count - 1, with progress."""
+        yield from self._engine.progress.iterations(self.name, count)
+
+    @contextmanager
+    def samples(self, *, float_inputs: bool = False, fisher: bool = False) -> Iterator[RowTable]:
+        """All calls over all calibration batches, to be drawn from: trees of ``Sample``.
+
+        float_inputs: with the arguments in the float network too.  fisher: with weights.
+        """
+        table: RowTable | None = None
+        try:
+            for student, teacher, weights in self._visit(fisher):
+                if table is None:
+                    table = self._table(teacher[0])
+                for got, wanted, weight in zip(student, teacher, weights, strict=True):
+                    float_args = wanted.args if float_inputs else None
+                    table.add(Sample(got.args, got.kwargs, wanted.output, weight, float_args))
+            if table is None:
+                raise CalibrationError(f"{self.name}: no calibration image reached it")
+            yield table
+        finally:
+            if table is not None:
+                table.close()
+
+    def _visit(self, fisher: bool) -> Iterator[tuple[list[_Call], list[_Call], list[Tensor | None]]]:
+        """For every batch the student's calls, the teacher's, and the weights of the errors."""
+        engine = self._engine
+        student, teacher = _Recorder(self._calls, whole=fisher), _Recorder(self._calls, whole=fisher)
+        with (
+            engine.student_replay.skipping(),
+            engine.teacher_replay.skipping(),
+            student.watching(self.module, outputs=fisher),
+            teacher.watching(self._twin, outputs=True),
+        ):
+            for index, batch in enumerate(engine.batches()):
+                wanted = engine.teacher_replay.run(index, batch)
+                with torch.set_grad_enabled(fisher):
+                    got = engine.student_replay.run(index, batch)
+                if len(student.calls) != len(teacher.calls):
+                    raise CalibrationError(
+                        f"{self.name}: called {len(student.calls)} times quantized, "
+                        f"{len(teacher.calls)} times in float"
+                    )
+                weights = [None] * len(student.calls)
+                if fisher and student.calls:
+                    weights = self._squared_gradients([call.output for call in student.calls], got, wanted)
+                if student.calls:
+                    yield student.calls, teacher.calls, weights
+                student.calls.clear()
+                teacher.calls.clear()
+
+    @torch.enable_grad()
+    def _squared_gradients(self, outputs: list[Tensor], got: Any, wanted: Any) -> list[Tensor]:
+        """Of the divergence of the network's class probabilities, with regard to the piece's outputs."""
+        if not isinstance(got, Tensor) or got.dim() != 2:
+            raise CalibrationError(
+                f"{self.name}: loss='fisher' needs a network that gives class scores [images, classes]; "
+                "use loss='mse'"
+            )
+        divergence = F.kl_div(got.log_softmax(1), wanted.softmax(1), reduction="batchmean")
+        gradients = torch.autograd.grad(divergence, outputs, allow_unused=True, materialize_grads=True)
+        return [gradient.square() for gradient in gradients]
+
+    def _table(self, call: _Call) -> RowTable:
+        rows = call.output.shape[0] if self._rows_are_independent(call) else None
+        engine = self._engine
+        capacity = len(engine.data) * self._calls * (rows or 1)
+        return RowTable(engine.store, engine.student_replay.device, capacity, whole=rows is None)
+
+    def _rows_are_independent(self, call: _Call) -> bool:
+        """Whether the last row comes out the same when it is computed alone."""
+        count = call.output.shape[0] if call.output.dim() > 0 else 0
+        if count < 2:
+            return False
+
+        def last(leaf: Any) -> Any:
+            is_rows = isinstance(leaf, Tensor) and leaf.dim() > 0 and len(leaf) == count
+            return leaf[-1:].clone() if is_rows else leaf
+
+        args, kwargs = pytree.tree_map(last, (call.args, call.kwargs))
+        try:
+            alone = self._twin(*args, **kwargs)
+        except (RuntimeError, ValueError, IndexError):  # it needs the shape of the whole batch
+            return False
+        expected = call.output[-1:]
+        if alone.shape != expected.shape:
+            return False
+        difference = torch.linalg.vector_norm(alone - expected)
+        return bool(difference <= INDEPENDENT * torch.linalg.vector_norm(expected))
+
+
+@dataclass
+class _Call:
+    """What one call got and gave."""
+
+    args: tuple
+    kwargs: dict[str, Any]
+    output: Tensor | None = None
+
+
+class _Recorder:
+    """Notes the calls of a module in one forward, which ends with the last of them unless ``whole``."""
+
+    def __init__(self, count: int, whole: bool) -> None:
+        self._count, self._whole = count, whole
+        self.calls: list[_Call] = []
+
+    @contextmanager
+    def watching(self, module: nn.Module, outputs: bool) -> Iterator[None]:
+        """While active, calls are noted; without ``outputs`` the last one does not compute any more."""
+
+        def before(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+            # copies, because what comes next may change them in place
+            self.calls.append(_Call(*pytree.tree_map(_copy, (args, kwargs))))
+            if not outputs and len(self.calls) == self._count:
+                raise Stop
+
+        def after(module: nn.Module, args: tuple, output: Tensor) -> Tensor:
+            noted = self.calls[-1].output = _copy(output).requires_grad_(torch.is_grad_enabled())
+            if not self._whole and len(self.calls) == self._count:
+                raise Stop
+            return noted.clone()
+
+        # before the hook that quantizes the input: that belongs to the piece
+        hooks = [module.register_forward_pre_hook(before, with_kwargs=True, prepend=True)]
+        if outputs:
+            hooks.append(module.register_forward_hook(after))
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+
+def _copy(leaf: Any) -> Any:
+    return leaf.detach().clone() if isinstance(leaf, Tensor) else leaf

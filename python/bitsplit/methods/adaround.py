@@ -1,0 +1,29 @@
+"""AdaRound (ICML 2020): the rounding of each layer by itself is learned, so that its response stays."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from pydantic import Field
+
+from bitsplit.methods.base import Granularity, Piece, Samples
+from bitsplit.methods.reconstruction import Reconstruction, learn
+from bitsplit.methods.registry import register
+
+
+@register
+class AdaRound(Reconstruction):
+    """Layer by layer, inputs from the quantized predecessors; steps of activations stay as they started."""
+
+    name = "adaround"
+    policy: ClassVar[str] = "adaround"
+    iterations: int = Field(10_000, ge=0)
+
+    @property
+    def granularity(self) -> Granularity:
+        return "layer"
+
+    def reconstruct(self, piece: Piece, samples: Samples) -> None:
+        rounding = self.rounding(piece)
+        learn(piece, samples, [rounding], iterations=self.iterations, batch=self.batch)
+        rounding.harden()

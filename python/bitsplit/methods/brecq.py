@@ -1,0 +1,39 @@
+"""BRECQ (ICLR 2021): the rounding of all layers of a block is learned together, then the steps of its inputs."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from pydantic import Field
+
+from bitsplit.methods.base import Granularity, Piece, Samples
+from bitsplit.methods.learned_steps import LearnedSteps
+from bitsplit.methods.reconstruction import Reconstruction, learn, seed_of
+from bitsplit.methods.registry import register
+
+
+@register
+class Brecq(Reconstruction):
+    """Weights first, by rounding; then the steps of the input quantizers under an L_p error.
+
+    unit: what is reconstructed at once.  step_iterations, step_rate, step_p: of the learned steps.
+    """
+
+    name = "brecq"
+    policy: ClassVar[str] = "brecq"
+    unit: Granularity = "block"
+    step_iterations: int = Field(5_000, ge=0)
+    step_rate: float = Field(4e-4, gt=0)
+    step_p: float = Field(2.4, gt=0)
+
+    @property
+    def granularity(self) -> Granularity:
+        return self.unit
+
+    def reconstruct(self, piece: Piece, samples: Samples) -> None:
+        rounding = self.rounding(piece)
+        learn(piece, samples, [rounding], iterations=self.iterations, batch=self.batch)
+        rounding.harden()
+        steps = LearnedSteps(piece.quantizers, self.step_iterations, self.step_rate, 0.0, seed_of(piece))
+        learn(piece, samples, [steps], iterations=self.step_iterations, batch=self.batch, p=self.step_p)
+        steps.harden()

@@ -1,0 +1,165 @@
+"""Learning one piece of the network after the other to give, quantized, what it gave in float.
+
+The base of the methods that do so.  What is learned, and from which loss, is theirs; the loop is here.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Annotated, Any, Literal, Protocol
+
+import torch
+from pydantic import BeforeValidator, Field, SerializeAsAny
+from torch import nn
+
+from bitsplit.methods.base import ActivationMethod, LayerTask, Method, Piece, Sample, Samples, WeightMethod
+from bitsplit.methods.mse import Mse
+from bitsplit.methods.soft_rounding import SoftRounding
+from bitsplit.network.layers import LayerKind
+from bitsplit.ops.loss import reconstruction_loss
+from bitsplit.ops.rounding import rounding_schedule
+
+COMPARED = 512  # rows, at most, on which what was learned is compared with the start
+AT_ONCE = 64
+
+
+def _weight_method(value: Any) -> Any:
+    from bitsplit.methods.registry import resolve
+
+    return resolve(value)[0]
+
+
+AnyWeightMethod = Annotated[SerializeAsAny[WeightMethod], BeforeValidator(_weight_method)]
+
+
+class Variables(Protocol):
+    """What is learned: rounding, steps."""
+
+    parameters: list[nn.Parameter]  # those that need gradients
+
+    def step(self, iteration: int) -> None:
+        """Change them by the gradients that the last backward pass left, and forget these."""
+
+
+class Reconstruction(Method):
+    """Learned rounding of the weights of a piece, and learned steps of its input quantizers.
+
+    start: fits what no earlier method of the chain has fitted.
+    loss: ``mse``, or ``fisher``: every output element's error weighted with the squared gradient that the
+    network's divergence from the float one has there.
+    iterations, batch, rate: of Adam on the rounding variables, rows an iteration.
+    regularizer, warm_up: what pushes the variables to a decision, and the share of iterations before it does.
+    lean: how close to a level that an earlier method has chosen its variable starts.
+    """
+
+    start: AnyWeightMethod = Mse(p=2.4)
+    loss: Literal["mse", "fisher"] = "mse"
+    iterations: int = Field(20_000, ge=0)
+    batch: int = Field(32, ge=1)
+    rate: float = Field(1e-3, gt=0)
+    regularizer: float = Field(0.01, ge=0)
+    warm_up: float = Field(0.2, ge=0, lt=1)
+    lean: float = Field(0.9, gt=0.5, lt=1)
+
+    @property
+    def activations(self) -> ActivationMethod:
+        """Of the start: what the plan asks for the levels of inputs."""
+        return self.start.activations
+
+    def memory(self, kind: LayerKind, groups: int, columns: int) -> int:
+        return self.start.memory(kind, groups, columns)
+
+    def fit_layer(self, task: LayerTask) -> None:
+        if not task.is_fitted:
+            self.start.fit_layer(task)
+
+    def fit_piece(self, piece: Piece) -> None:
+        with piece.samples(float_inputs=self.mixes_inputs, fisher=self.loss == "fisher") as samples:
+            if any(layer.weight_grid is not None for layer in piece.layers) or piece.quantizers:
+                self.reconstruct(piece, samples)
+
+    @property
+    def mixes_inputs(self) -> bool:
+        """Whether it wants the float inputs too."""
+        return False
+
+    def reconstruct(self, piece: Piece, samples: Samples) -> None:
+        """Learn one piece."""
+        raise NotImplementedError
+
+    def rounding(self, piece: Piece) -> SoftRounding:
+        """The rounding variables of all weights of the piece."""
+        layers = [layer for layer in piece.layers if layer.weight_grid is not None]
+        schedule = rounding_schedule(self.iterations, self.rate, self.regularizer, self.warm_up)
+        return SoftRounding(layers, schedule, self.lean)
+
+
+def learn(
+    piece: Piece,
+    samples: Samples,
+    variables: Sequence[Variables],
+    *,
+    iterations: int,
+    batch: int,
+    p: float = 2.0,
+    arguments: Callable[[Sample, int], tuple] = lambda sample, iteration: sample.args,
+) -> None:
+    """Draw rows, compare the piece's output with the target, step: so many times.
+
+    arguments: what the piece is called with in an iteration.
+    """
+    generator = torch.Generator().manual_seed(seed_of(piece))
+    parameters = [parameter for some in variables for parameter in some.parameters]
+    if not parameters:
+        return
+    with torch.enable_grad(), learning(piece, parameters):
+        for iteration in piece.iterations(iterations):
+            sample = samples.draw(batch, generator)
+            output = piece.run(arguments(sample, iteration), sample.kwargs)
+            loss = reconstruction_loss(output, sample.target, sample.weight, p, unit(sample, samples))
+            torch.autograd.backward(output, loss.grad)
+            for some in variables:
+                some.step(iteration)
+
+
+def seed_of(piece: Piece) -> int:
+    """A seed of its own for every piece."""
+    return zlib.crc32(repr((piece.seed, piece.name)).encode())
+
+
+def unit(sample: Sample, samples: Samples) -> float:
+    """The factor of the loss: it adds up over channels and is a mean over rows and positions."""
+    shape = sample.target.shape
+    channels = shape[-1] if len(shape) == 3 else shape[1] if len(shape) > 1 else 1
+    return channels / (sample.target.numel() * samples.mean_weight)
+
+
+@contextmanager
+def learning(piece: Piece, parameters: Sequence[nn.Parameter]) -> Iterator[None]:
+    """While active, of all parameters in the piece only these get gradients."""
+    before = [(parameter, parameter.requires_grad) for parameter in piece.module.parameters()]
+    chosen = set(map(id, parameters))
+    for parameter, _ in before:
+        parameter.requires_grad_(id(parameter) in chosen)
+    try:
+        yield
+    finally:
+        for parameter, required in before:
+            parameter.requires_grad_(required)
+            parameter.grad = None
+
+
+@torch.no_grad()
+def mean_loss(piece: Piece, samples: Samples, p: float) -> float:
+    """Of the piece as it is, over up to ``COMPARED`` rows."""
+    total, rows = 0.0, 0
+    for sample in samples.all(AT_ONCE):
+        output = piece.run(sample.args, sample.kwargs)
+        loss = reconstruction_loss(output, sample.target, sample.weight, p, unit(sample, samples)).loss
+        total += float(loss) * len(output)
+        rows += len(output)
+        if rows >= COMPARED:
+            break
+    return total / max(1, rows)
