@@ -34,6 +34,8 @@ class LayerPlan(Document):
         input_key: layers of equal key read the same tensor in the same way (bits, levels, channel axis, float
             or integer weights); they share one input quantizer.
         levels: of the input quantizer; None when the input stays float.
+        argument: where the input quantizer acts: on this one of the tensors that the unit is called with, so
+            that all that reads it there sees it quantized; None: on the layer's own input.
         count: number of weights.
         float_bytes: their size in the float model.
         channels: number of output channels, one weight scale each.
@@ -48,6 +50,7 @@ class LayerPlan(Document):
     why_activations: str
     input_key: int
     levels: Levels | None
+    argument: int | None = None
     count: int
     float_bytes: int
     channels: int
@@ -142,7 +145,8 @@ class Plan(Document):
         owner = self.quantizer_owner(layer)
         if owner is None:
             return "-"
-        return layer.levels if owner == layer.name else f"{layer.levels}, shared with {owner}"
+        place = "" if layer.argument is None else f" at the input of {layer.unit}"
+        return f"{layer.levels}{place}" if owner == layer.name else f"{layer.levels}, shared with {owner}"
 
     def _caption(self) -> str:
         mib = 2**20
@@ -170,6 +174,9 @@ def make_plan(network: Network, recipe: Recipe) -> Plan:
     overrides = _overrides_by_layer(recipe, list(network.layers))
     places = _places(network)
     keys: dict[tuple[Any, ...], int] = {}
+    taken: dict[tuple[str, int], int] = {}  # arguments of units by the quantizer that acts on them
+    in_weights = any(method.scales_in_weights for method in recipe.method)
+    quantized_shortcuts = policy.quantized_shortcuts and not in_weights
     layers = []
     for name, layer in network.layers.items():
         weights, activations = _choose(policy, recipe, places[name], overrides[name])
@@ -177,6 +184,10 @@ def make_plan(network: Network, recipe: Recipe) -> Plan:
         levels = None if activations.bits is None else _levels(layer, recipe.method)
         # with ECAQ a quantizer's scales lie in the weights that read it, channel by channel
         sharing = (layer.input_key, activations.bits, levels, weights.bits is None, layer.kind.spatial)
+        input_key = keys.setdefault(sharing, len(keys))
+        argument = layer.argument if quantized_shortcuts and levels is not None else None
+        if argument is not None and taken.setdefault((layer.unit, argument), input_key) != input_key:
+            argument = None
         layers.append(
             LayerPlan(
                 name=name,
@@ -186,8 +197,9 @@ def make_plan(network: Network, recipe: Recipe) -> Plan:
                 activations=activations.bits,
                 why_weights=weights.why,
                 why_activations=activations.why,
-                input_key=keys.setdefault(sharing, len(keys)),
+                input_key=input_key,
                 levels=levels,
+                argument=argument,
                 count=weight.numel(),
                 float_bytes=weight.numel() * weight.element_size(),
                 channels=layer.kind.matrix(layer.module, weight).shape[:2].numel(),

@@ -31,11 +31,14 @@ class Policy:
     """The bits that a rule fixes by place; every other layer gets what the recipe says.
 
     A layer at several places (a network of one layer is first and last) takes the place that is listed first.
+    quantized_shortcuts: what a block is called with is quantized before anything in it reads it, so that a
+    residual branch carries the quantized tensor too; else a quantizer acts on its layers alone.
     """
 
     name: str
     weights: dict[Place, int] = field(default_factory=dict)
     activations: dict[Place, int | None] = field(default_factory=dict)
+    quantized_shortcuts: bool = False
 
     def choose_weights(self, places: Sequence[Place], bits: int | None) -> Choice:
         """Bits of the weights of a layer at ``places`` when the recipe asks for ``bits``."""
@@ -59,9 +62,18 @@ _EIGHT_BIT_ENDS: Final[dict[Place, int]] = {FIRST: 8, LAST: 8}
 # "paper" is no rule of its own: it stands for the rule that the method names.
 POLICIES: Final[dict[str, Policy]] = {
     "bitsplit": Policy("bitsplit", weights=_EIGHT_BIT_ENDS, activations={FIRST: None, LAST: 8}),
-    "brecq": Policy("brecq", weights=_EIGHT_BIT_ENDS, activations={FIRST: None, LAST: 8, AFTER_FIRST: 8}),
+    "brecq": Policy(
+        "brecq",
+        weights=_EIGHT_BIT_ENDS,
+        activations={FIRST: None, LAST: 8, AFTER_FIRST: 8},
+        quantized_shortcuts=True,
+    ),
     # Differs from brecq in the output of the first layer, which stays at the recipe's bits.
-    "qdrop": Policy("qdrop", weights=_EIGHT_BIT_ENDS, activations={FIRST: None, LAST: 8}),
-    "adaround": Policy("adaround", weights=_EIGHT_BIT_ENDS, activations={FIRST: None, LAST: 8}),
+    "qdrop": Policy(
+        "qdrop", weights=_EIGHT_BIT_ENDS, activations={FIRST: None, LAST: 8}, quantized_shortcuts=True
+    ),
+    "adaround": Policy(
+        "adaround", weights=_EIGHT_BIT_ENDS, activations={FIRST: None, LAST: 8}, quantized_shortcuts=True
+    ),
     "all": Policy("all"),
 }

@@ -47,7 +47,7 @@ def load(path: str | Path, model: Model) -> Model:
     check_tensors(loaded, manifest, tensors, path)
     quantizers: dict[str, ActivationQuantizer] = {}
     for stored in manifest.layers:
-        _restore_layer(loaded.get_submodule(stored.name), stored, tensors, quantizers)
+        _restore_layer(loaded, stored, tensors, quantizers)
     for name in float_names(tensors):
         _restore_tensor(loaded, name, tensors[name])
     loaded._bitsplit = manifest.report
@@ -65,11 +65,12 @@ def _take_structure(model: nn.Module, manifest: Manifest) -> None:
 
 
 def _restore_layer(
-    layer: nn.Module,
+    model: nn.Module,
     stored: StoredLayer,
     tensors: dict[str, Tensor],
     quantizers: dict[str, ActivationQuantizer],
 ) -> None:
+    layer = model.get_submodule(stored.name)
     device = layer.weight.device
     if stored.weight is not None:
         prefix = join(stored.name, "weight_quantizer")
@@ -83,7 +84,8 @@ def _restore_layer(
             prefix = join(owner, "input_quantizer")
             quantizers[owner] = ActivationQuantizer(_grid(stored.input), stored.channel_axis)
             quantizers[owner].set(tensors[f"{prefix}.scale"], tensors[f"{prefix}.zero_point"])
-        attach_input_quantizer(layer, quantizers[owner])
+        block = None if stored.argument is None else model.get_submodule(stored.block)
+        attach_input_quantizer(layer, quantizers[owner], block, stored.argument)
 
 
 def _restore_tensor(model: nn.Module, name: str, value: Tensor) -> None:

@@ -39,6 +39,8 @@ class StoredLayer(Document):
         input: levels of the input quantizer; None when there is none.
         channel_axis: of the input, for input quantizers with one scale per channel.
         input_owner: the layer under whose name the input quantizer is stored; several layers may share one.
+        block, argument: the module on which the input quantizer acts, and on which of the tensors that it is
+            called with; None: on the layer's own input.
     """
 
     name: str
@@ -48,6 +50,8 @@ class StoredLayer(Document):
     input: StoredGrid | None = None
     channel_axis: int | None = None
     input_owner: str | None = None
+    block: str | None = None
+    argument: int | None = None
 
 
 class Manifest(Document):

@@ -14,6 +14,7 @@ from bitsplit.artifact.state import float_state, join
 from bitsplit.errors import ArtifactError
 from bitsplit.network import FoldedNorm
 from bitsplit.network.baking import made_plain
+from bitsplit.plan import Plan
 from bitsplit.quantizers import ActivationQuantizer, Grid, quantized_layers
 from bitsplit.report.results import QuantizationReport
 
@@ -32,7 +33,7 @@ def save(model: nn.Module, path: str | Path) -> None:
         raise ArtifactError(
             f"this {type(model).__name__} is no result of bitsplit.quantize (a part of one cannot be saved)"
         )
-    layers, tensors = _quantized_state(model)
+    layers, tensors = _quantized_state(model, report.plan)
     for name, value in float_state(model).items():
         tensors[name] = _copy(value)
     manifest = Manifest(
@@ -47,7 +48,7 @@ def save(model: nn.Module, path: str | Path) -> None:
     storage.write(Path(path), tensors, manifest)
 
 
-def _quantized_state(model: nn.Module) -> tuple[list[StoredLayer], dict[str, Tensor]]:
+def _quantized_state(model: nn.Module, plan: Plan) -> tuple[list[StoredLayer], dict[str, Tensor]]:
     """Descriptions of all quantized layers, and their codes, scales and zero points."""
     layers: list[StoredLayer] = []
     tensors: dict[str, Tensor] = {}
@@ -71,6 +72,9 @@ def _quantized_state(model: nn.Module) -> tuple[list[StoredLayer], dict[str, Ten
                 "input_owner": owner,
                 "channel_axis": inputs.channel_axis,
             }
+            row = plan.layer(name)
+            if row.argument is not None:
+                fields |= {"block": row.unit, "argument": row.argument}
             if owner == name:
                 tensors |= _scales(join(name, "input_quantizer"), inputs)
         shape, dtype = tuple(layer.weight.shape), str(layer.weight.dtype)

@@ -58,20 +58,15 @@ class EnginePiece:
 
         float_inputs: with the arguments in the float network too.  fisher: with weights.
         """
-        table: RowTable | None = None
+        table = self._table()
         try:
             for student, teacher, weights in self._visit(fisher):
-                if table is None:
-                    table = self._table(teacher[0])
                 for got, wanted, weight in zip(student, teacher, weights, strict=True):
                     float_args = wanted.args if float_inputs else None
                     table.add(Sample(got.args, got.kwargs, wanted.output, weight, float_args))
-            if table is None:
-                raise CalibrationError(f"{self.name}: no calibration image reached it")
             yield table
         finally:
-            if table is not None:
-                table.close()
+            table.close()
 
     def _visit(self, fisher: bool) -> Iterator[tuple[list[_Call], list[_Call], list[Tensor | None]]]:
         """For every batch the student's calls, the teacher's, and the weights of the errors."""
@@ -112,7 +107,12 @@ class EnginePiece:
         gradients = torch.autograd.grad(divergence, outputs, allow_unused=True, materialize_grads=True)
         return [gradient.square() for gradient in gradients]
 
-    def _table(self, call: _Call) -> RowTable:
+    def _table(self) -> RowTable:
+        visits = self._visit(fisher=False)
+        _, (call, *_), _ = next(visits, ((), (None,), ()))
+        visits.close()
+        if call is None:
+            raise CalibrationError(f"{self.name}: no calibration image reached it")
         rows = call.output.shape[0] if self._rows_are_independent(call) else None
         engine = self._engine
         capacity = len(engine.data) * self._calls * (rows or 1)

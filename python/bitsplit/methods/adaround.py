@@ -7,7 +7,7 @@ from typing import ClassVar
 from pydantic import Field
 
 from bitsplit.methods.base import Granularity, Piece, Samples
-from bitsplit.methods.reconstruction import Reconstruction, learn
+from bitsplit.methods.reconstruction import Reconstruction
 from bitsplit.methods.registry import register
 
 
@@ -24,6 +24,4 @@ class AdaRound(Reconstruction):
         return "layer"
 
     def reconstruct(self, piece: Piece, samples: Samples) -> None:
-        rounding = self.rounding(piece)
-        learn(piece, samples, [rounding], iterations=self.iterations, batch=self.batch)
-        rounding.harden()
+        self.learn_weights(piece, samples)

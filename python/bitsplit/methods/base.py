@@ -79,8 +79,8 @@ class LayerTask(Protocol):
 class Sample(NamedTuple):
     """What a piece read and shall give: of one batch, or of random rows.
 
-    args, kwargs: of its call, from the quantized predecessors.  target: what the float piece gave.  weight: of
-    every element's error, or None.  float_args: the arguments in the float network, or None.
+    args, kwargs: of its call, from the quantized predecessors.  target: what the float piece gave.
+    weight: of every element's error, or None.  float_args: the arguments in the float network, or None.
     """
 
     args: tuple
@@ -115,9 +115,7 @@ class Piece(Protocol):
     def run(self, args: tuple, kwargs: dict[str, Any]) -> Tensor:
         """The output of the piece as it is."""
 
-    def samples(
-        self, *, float_inputs: bool = False, fisher: bool = False
-    ) -> AbstractContextManager[Samples]:
+    def samples(self, *, float_inputs: bool = False, fisher: bool = False) -> AbstractContextManager[Samples]:
         """All samples; with ``float_args``, and with ``weight``, when asked for."""
 
     def iterations(self, count: int) -> Iterator[int]:
@@ -155,6 +153,11 @@ class Method(Config):
     @property
     def defers_inputs(self) -> bool:
         """Whether ``finish`` fits the input quantizers."""
+        return False
+
+    @property
+    def scales_in_weights(self) -> bool:
+        """Whether weights hold the scales of the inputs that they read: then nothing else can read those."""
         return False
 
     def memory(self, kind: LayerKind, groups: int, columns: int) -> int:

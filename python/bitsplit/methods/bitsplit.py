@@ -109,6 +109,10 @@ class BitSplit(WeightMethod):
     def defers_inputs(self) -> bool:
         return self.activations_last
 
+    @property
+    def scales_in_weights(self) -> bool:
+        return self.ecaq
+
     def fit_layer(self, task: LayerTask) -> None:
         if self.activations_last:
             if task.weight_grid is not None:

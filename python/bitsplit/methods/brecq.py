@@ -1,4 +1,4 @@
-"""BRECQ (ICLR 2021): the rounding of all layers of a block is learned together, then the steps of its inputs."""
+"""BRECQ (ICLR 2021): the rounding of all layers of a block is learned together, then its steps."""
 
 from __future__ import annotations
 
@@ -31,9 +31,7 @@ class Brecq(Reconstruction):
         return self.unit
 
     def reconstruct(self, piece: Piece, samples: Samples) -> None:
-        rounding = self.rounding(piece)
-        learn(piece, samples, [rounding], iterations=self.iterations, batch=self.batch)
-        rounding.harden()
+        self.learn_weights(piece, samples)
         steps = LearnedSteps(piece.quantizers, self.step_iterations, self.step_rate, 0.0, seed_of(piece))
         learn(piece, samples, [steps], iterations=self.step_iterations, batch=self.batch, p=self.step_p)
         steps.harden()

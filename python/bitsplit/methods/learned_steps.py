@@ -39,7 +39,9 @@ class LearnedSteps:
     def parameters(self) -> list[nn.Parameter]:
         return self._scales
 
-    def _forward(self, quantizer: ActivationQuantizer, scale: Tensor, key: Tensor) -> Callable[[Tensor], Tensor]:
+    def _forward(
+        self, quantizer: ActivationQuantizer, scale: Tensor, key: Tensor
+    ) -> Callable[[Tensor], Tensor]:
         grid = quantizer.grid
         return partial(
             learned_quantize, scale=scale, zero_point=quantizer.zero_point, qmin=grid.low, qmax=grid.high,

@@ -1,4 +1,4 @@
-"""QDrop (ICLR 2022): rounding and steps of a block are learned together while quantization is dropped at random.
+"""QDrop (ICLR 2022): rounding and steps of a block are learned while quantization is dropped at random.
 
 Every element of the block's input comes from the float network, and every activation inside stays float, with
 some probability: so the weights learn for activations that differ in many ways from the quantized ones.
@@ -15,14 +15,14 @@ from torch.utils import _pytree as pytree
 
 from bitsplit.methods.base import Granularity, Piece, Sample, Samples
 from bitsplit.methods.learned_steps import LearnedSteps
-from bitsplit.methods.reconstruction import Reconstruction, learn, seed_of
+from bitsplit.methods.reconstruction import Reconstruction, seed_of
 from bitsplit.methods.registry import register
 from bitsplit.ops.steps import mix
 
 
 @register
 class QDrop(Reconstruction):
-    """drop: the probability of an activation to stay float, and of an input to come from the float network."""
+    """drop: the probability of an activation to stay float, and of an input to be the float network's."""
 
     name = "qdrop"
     policy: ClassVar[str] = "qdrop"
@@ -39,14 +39,9 @@ class QDrop(Reconstruction):
         return self.drop > 0
 
     def reconstruct(self, piece: Piece, samples: Samples) -> None:
-        rounding = self.rounding(piece)
         steps = LearnedSteps(piece.quantizers, self.iterations, self.step_rate, self.drop, seed_of(piece))
         inputs = MixedInputs(self.drop, seed_of(piece))
-        learn(
-            piece, samples, [rounding, steps],
-            iterations=self.iterations, batch=self.batch, arguments=inputs,
-        )  # fmt: skip
-        rounding.harden()
+        self.learn_weights(piece, samples, [steps], arguments=inputs)
         steps.harden()
 
 

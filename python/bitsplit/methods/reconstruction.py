@@ -15,6 +15,7 @@ from pydantic import BeforeValidator, Field, SerializeAsAny
 from torch import nn
 
 from bitsplit.methods.base import ActivationMethod, LayerTask, Method, Piece, Sample, Samples, WeightMethod
+from bitsplit.methods.learned_scales import LearnedBiases, LearnedScales
 from bitsplit.methods.mse import Mse
 from bitsplit.methods.soft_rounding import SoftRounding
 from bitsplit.network.layers import LayerKind
@@ -50,8 +51,9 @@ class Reconstruction(Method):
     loss: ``mse``, or ``fisher``: every output element's error weighted with the squared gradient that the
     network's divergence from the float one has there.
     iterations, batch, rate: of Adam on the rounding variables, rows an iteration.
-    regularizer, warm_up: what pushes the variables to a decision, and the share of iterations before it does.
+    regularizer, warm_up: what pushes the variables to a decision, and the share of iterations without it.
     lean: how close to a level that an earlier method has chosen its variable starts.
+    scale_rate, bias_rate: of Adam on the logarithms of weight scales and on biases; 0 leaves them alone.
     """
 
     start: AnyWeightMethod = Mse(p=2.4)
@@ -62,6 +64,8 @@ class Reconstruction(Method):
     regularizer: float = Field(0.01, ge=0)
     warm_up: float = Field(0.2, ge=0, lt=1)
     lean: float = Field(0.9, gt=0.5, lt=1)
+    scale_rate: float = Field(0.0, ge=0)
+    bias_rate: float = Field(0.0, ge=0)
 
     @property
     def activations(self) -> ActivationMethod:
@@ -89,11 +93,20 @@ class Reconstruction(Method):
         """Learn one piece."""
         raise NotImplementedError
 
-    def rounding(self, piece: Piece) -> SoftRounding:
-        """The rounding variables of all weights of the piece."""
+    def learn_weights(
+        self, piece: Piece, samples: Samples, others: Sequence[Variables] = (), **options: Any
+    ) -> None:
+        """Learn the rounding of all weights of the piece, and ``others``; options as for ``learn``."""
         layers = [layer for layer in piece.layers if layer.weight_grid is not None]
         schedule = rounding_schedule(self.iterations, self.rate, self.regularizer, self.warm_up)
-        return SoftRounding(layers, schedule, self.lean)
+        rounding = SoftRounding(layers, schedule, self.lean)
+        variables = [*others, rounding]
+        if self.scale_rate > 0:
+            variables.insert(0, LearnedScales(rounding, self.scale_rate))
+        if self.bias_rate > 0:
+            variables.insert(0, LearnedBiases(layers, self.bias_rate))
+        learn(piece, samples, variables, iterations=self.iterations, batch=self.batch, **options)
+        rounding.harden()
 
 
 def learn(

@@ -26,41 +26,42 @@ class SoftRounding:
     """
 
     def __init__(self, layers: Sequence[LayerTask], schedule: Tensor, lean: float) -> None:
-        self._layers = [_LayerRounding(layer, lean) for layer in layers]
-        self._schedule = schedule.to(self._layers[0].weight.device) if layers else schedule
+        self.layers = [LayerRounding(layer, lean) for layer in layers]
+        self._schedule = schedule.to(self.layers[0].weight.device) if layers else schedule
 
     @property
     def parameters(self) -> list[nn.Parameter]:
-        return [layer.weight for layer in self._layers]
+        return [layer.weight for layer in self.layers]
 
     def step(self, iteration: int) -> None:
         """Learn from the gradients of the weights, and forget them."""
-        parts = [part for layer in self._layers for part in layer.parts()]
-        rounding_step(*map(list, zip(*parts, strict=True)), self._schedule[iteration])
+        parts = [part for layer in self.layers for part in layer.parts()]
+        if parts:
+            rounding_step(*map(list, zip(*parts, strict=True)), self._schedule[iteration])
         for weight in self.parameters:
             weight.grad = None
 
     def undecided(self) -> float:
         """The share of weights that are far from both levels."""
-        h = [soft_bit(layer.v) for layer in self._layers]
+        h = [soft_bit(layer.v) for layer in self.layers]
         return sum(int(((x > UNSURE) & (x < 1 - UNSURE)).sum()) for x in h) / sum(x.numel() for x in h)
 
     def harden(self) -> None:
         """Every weight to the level it is closer to."""
-        for layer in self._layers:
+        for layer in self.layers:
             layer.harden()
 
 
-class _LayerRounding:
+class LayerRounding:
     """The variables of one layer."""
 
     def __init__(self, layer: LayerTask, lean: float) -> None:
         self._module = layer.module
-        self._quantizer = quantizer = layer.module.weight_quantizer
+        self.quantizer = quantizer = layer.module.weight_quantizer
         self.weight = layer.module.weight
         self._zero = quantizer.per_channel(quantizer.zero_point)
-        self._scale = quantizer.scale.to(self.weight.dtype)
-        ratio = layer.kind.unmatrix(layer.module, layer.weight) / quantizer.per_channel(self._scale)
+        self.scale = quantizer.scale.to(self.weight.dtype, copy=True)
+        ratio = layer.kind.unmatrix(layer.module, layer.weight) / quantizer.per_channel(self.scale)
         lowest, highest = quantizer.grid.low - self._zero, quantizer.grid.high - self._zero
         level = quantizer.codes - self._zero
         nearest = torch.minimum(torch.maximum(ratio.round(), lowest), highest)
@@ -72,12 +73,20 @@ class _LayerRounding:
         self._base = torch.empty_like(like, dtype=torch.int16).copy_(base)
         self.v = torch.empty_like(like).copy_(inverse_soft_bit(h))
         self._mean, self._square = torch.zeros_like(like), torch.zeros_like(like)
-        like.copy_(quantizer.per_channel(self._scale) * (self._base + soft_bit(self.v)))
+        like.copy_(quantizer.per_channel(self.scale) * (self._base + soft_bit(self.v)))
 
     def parts(self) -> list[tuple[Tensor | int, ...]]:
         """What ``rounding_step`` takes: one part, of a grouped transposed convolution one for every group."""
-        quantizer = self._quantizer
-        tensors = (self.weight.data, self.weight.grad, self.v, self._mean, self._square, self._base, self._scale)
+        quantizer = self.quantizer
+        tensors = (
+            self.weight.data,
+            self.weight.grad,
+            self.v,
+            self._mean,
+            self._square,
+            self._base,
+            self.scale,
+        )
         if quantizer.axis == 0 or quantizer.groups == 1:
             return [(*tensors, quantizer.axis)]
         chunks = (tensor.chunk(quantizer.groups) for tensor in tensors)
@@ -85,5 +94,5 @@ class _LayerRounding:
 
     def harden(self) -> None:
         level = self._base + (soft_bit(self.v) >= 0.5)
-        quantizer = self._quantizer
-        set_weight(self._module, level + self._zero, quantizer.scale, quantizer.zero_point)
+        quantizer = self.quantizer
+        set_weight(self._module, level + self._zero, self.scale, quantizer.zero_point)

@@ -12,7 +12,7 @@ from bitsplit.network.facts import Facts
 from bitsplit.network.model import Layer, Network, Norm
 from bitsplit.network.norms import find_norms
 from bitsplit.network.operations import REARRANGING
-from bitsplit.network.record import Record
+from bitsplit.network.record import Call, Record
 from bitsplit.network.recorder import Step, default_step, record_forward
 from bitsplit.network.units import find_units
 from bitsplit.network.usage import Usage, find_usages
@@ -64,11 +64,22 @@ def _layers(usages: list[Usage], norms: list, units: list, facts: Facts) -> dict
             is_first=any(not facts.weighted[call.inputs[0]] for call in calls),
             is_last=any(product in last for product in usage.products),
             feeds_add=_feeds_add(usage, norm_of.get(usage.name), facts),
+            argument=_argument(calls, unit_of[usage.name], record),
             input_shape=record.values[calls[0].inputs[0]].shape,
             output_shape=record.values[calls[0].outputs[0]].shape,
             macs=sum(product_macs(product, facts) for product in usage.products) // record.batch_size,
         )
     return layers
+
+
+def _argument(calls: list[Call], unit: str, record: Record) -> int | None:
+    """Where the input of all these calls of a layer stands among the inputs of the unit around them."""
+    positions = set()
+    for call in calls:
+        around = [record.calls[number] for number in record.ancestors(call.parent)]
+        inputs = next((other.inputs for other in around if other.name == unit), ())
+        positions.add(inputs.index(call.inputs[0]) if call.inputs[0] in inputs else None)
+    return positions.pop() if len(positions) == 1 else None
 
 
 def _input_keys(usages: list[Usage], record: Record) -> dict[str, int]:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from bitsplit.errors import BitsplitError
 from bitsplit.network.layers import input_of, kind_of
@@ -28,6 +29,17 @@ def quantize_input(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tu
     return (quantized, *args[1:]), {name: value for name, value in kwargs.items() if name != "input"}
 
 
+def quantize_arguments(
+    module: nn.Module, args: tuple, kwargs: dict[str, Any]
+) -> tuple[tuple, dict[str, Any]]:
+    """The forward-pre hook of every block that quantizes what it is called with."""
+    leaves, spec = pytree.tree_flatten((args, kwargs))
+    places = [index for index, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
+    for position, quantizer in module.argument_quantizers.items():
+        leaves[places[position]] = quantizer(leaves[places[position]])
+    return pytree.tree_unflatten(leaves, spec)
+
+
 def attach_weight_quantizer(layer: nn.Module, grid: Grid) -> WeightQuantizer:
     """Give ``layer`` an unfitted weight quantizer."""
     layer.weight_quantizer = WeightQuantizer(grid, kind_of(layer).channel_axis, getattr(layer, "groups", 1))
@@ -35,12 +47,26 @@ def attach_weight_quantizer(layer: nn.Module, grid: Grid) -> WeightQuantizer:
     return layer.weight_quantizer
 
 
-def attach_input_quantizer(layer: nn.Module, quantizer: ActivationQuantizer) -> None:
-    """Let ``quantizer`` act on the input of ``layer``; several layers may share one."""
+def attach_input_quantizer(
+    layer: nn.Module,
+    quantizer: ActivationQuantizer,
+    block: nn.Module | None = None,
+    argument: int | None = None,
+) -> None:
+    """Let ``quantizer`` act on the input of ``layer``; several layers may share one.
+
+    argument: it acts on this tensor among those that ``block`` is called with, which is the layer's input.
+    """
     if hasattr(layer, "input_quantizer"):
         raise BitsplitError("this layer has an input quantizer already; was the model quantized before?")
     layer.input_quantizer = quantizer.to(layer.weight.device)
-    layer.register_forward_pre_hook(quantize_input, with_kwargs=True)
+    if argument is None:
+        layer.register_forward_pre_hook(quantize_input, with_kwargs=True)
+        return
+    if not hasattr(block, "argument_quantizers"):
+        block.argument_quantizers = {}  # a plain dict: the quantizers are modules of their layers
+        block.register_forward_pre_hook(quantize_arguments, with_kwargs=True)
+    block.argument_quantizers[argument] = quantizer
 
 
 def set_weight(layer: nn.Module, codes: Tensor, scale: Tensor, zero_point: Tensor | None = None) -> None:
@@ -65,7 +91,10 @@ def prepare(model: nn.Module, plan: Plan) -> nn.Module:
         if layer_plan.activations is not None:
             grid = activation_grid(layer_plan)
             quantizer = ActivationQuantizer(grid, channel_axis=-1 - kind_of(layer).spatial)
-            attach_input_quantizer(layer, shared.setdefault(layer_plan.input_key, quantizer))
+            quantizer = shared.setdefault(layer_plan.input_key, quantizer)
+            attach_input_quantizer(
+                layer, quantizer, model.get_submodule(layer_plan.unit), layer_plan.argument
+            )
     return model
 
 

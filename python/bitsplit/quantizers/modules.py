@@ -61,6 +61,12 @@ class WeightQuantizer(nn.Module):
         grouped = values.view(self.groups, 1, -1, *[1] * (dims - 2))
         return grouped.expand(-1, rows, *[-1] * (dims - 1)).flatten(0, 1)
 
+    def sum_per_channel(self, values: Tensor) -> Tensor:
+        """Tensor[out]: the sums over all weights of each output channel of ``values`` in the codes' shape."""
+        rows = values.shape[0] // self.groups
+        by_group = values.unflatten(0, (self.groups, rows)) if self.axis else values.unsqueeze(0)
+        return by_group.transpose(1, 1 + self.axis).flatten(2).sum(2).flatten()
+
     def extra_repr(self) -> str:
         return f"bits={self.bits}, fitted={self.is_fitted}"
 
