@@ -172,4 +172,5 @@ def test_the_table_of_the_documentation_is_what_the_policies_do() -> None:
             policy.choose_weights(last, 3), policy.choose_activations(last, 3),
         ]  # fmt: skip
         words = {3: "given", 8: "8", None: "float"}
-        assert documented[name] == [words[choice.bits] for choice in told], name
+        shortcuts = "quantized" if policy.quantized_shortcuts else "float"
+        assert documented[name] == [*(words[choice.bits] for choice in told), shortcuts], name

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import nn
 
 from bitsplit.errors import CheckpointError
-from bitsplit.quantizers import refresh_weight
+from bitsplit.quantizers import fitted_state, set_fitted_state
 
 
 class Checkpoint:
-    """A folder with one file per fitted layer and the fingerprint of the run they belong to."""
+    """A folder with one file per fitted layer or learned piece, and the fingerprint of their run."""
 
     def __init__(self, folder: Path, fingerprint: dict[str, Any]) -> None:
         self.folder = folder
@@ -31,53 +32,35 @@ class Checkpoint:
         else:
             _write_atomically(manifest, lambda path: path.write_text(json.dumps(fingerprint, indent=2)))
 
-    def restore(self, name: str, layer: nn.Module) -> bool:
-        """Bring back the fitted state of ``layer``; False when it has not been saved."""
-        path = self._path(name)
+    def restore(self, key: str, layers: Mapping[str, nn.Module]) -> dict[str, Any] | None:
+        """Bring back the fitted state of ``layers``, and the facts saved with it; None when there is none."""
+        path = self._path(key)
         if not path.exists():
-            return False
+            return None
         try:
-            tensors = load_file(path, device=str(layer.weight.device))
+            with safe_open(path, "pt") as file:
+                facts = json.loads(file.metadata()["facts"])
+            tensors = load_file(path)
         except SafetensorError as error:
-            raise CheckpointError(f"{path} is damaged ({error}); delete it to fit {name} again") from error
-        _set_state(layer, tensors)
-        return True
+            raise CheckpointError(f"{path} is damaged ({error}); delete it to fit {key} again") from error
+        for name, layer in layers.items():
+            prefix = f"{name}:"
+            state = {key.removeprefix(prefix): v for key, v in tensors.items() if key.startswith(prefix)}
+            set_fitted_state(layer, state)
+        return facts
 
-    def save(self, name: str, layer: nn.Module) -> None:
-        """Keep the fitted state of ``layer``; either all of it arrives on disk or nothing."""
-        tensors = {key: value.contiguous() for key, value in _state(layer).items()}
-        _write_atomically(self._path(name), lambda path: save_file(tensors, path))
+    def save(self, key: str, layers: Mapping[str, nn.Module], facts: dict[str, Any]) -> None:
+        """Keep the fitted state of ``layers``; either all of it arrives on disk or nothing."""
+        tensors = {
+            f"{name}:{field}": value.contiguous()
+            for name, layer in layers.items()
+            for field, value in fitted_state(layer).items()
+        }
+        metadata = {"facts": json.dumps(facts)}
+        _write_atomically(self._path(key), lambda path: save_file(tensors, path, metadata))
 
-    def _path(self, name: str) -> Path:
-        return self.folder / f"{quote(name, safe='') or 'model'}.layer.safetensors"
-
-
-def _state(layer: nn.Module) -> dict[str, Tensor]:
-    """Everything that fitting changes in a layer."""
-    state = {f"buffer.{name}": value for name, value in _buffers(layer).items() if value is not None}
-    if layer.bias is not None:
-        state["bias"] = layer.bias.detach()
-    return state
-
-
-def _buffers(layer: nn.Module) -> dict[str, Tensor | None]:
-    return {
-        f"{quantizer}.{name}": value
-        for quantizer in ("weight_quantizer", "input_quantizer")
-        if hasattr(layer, quantizer)
-        for name, value in getattr(layer, quantizer)._buffers.items()
-    }
-
-
-def _set_state(layer: nn.Module, tensors: dict[str, Tensor]) -> None:
-    for key, value in tensors.items():
-        if key == "bias":
-            layer.bias = nn.Parameter(value, requires_grad=layer.weight.requires_grad)
-        else:
-            _, quantizer, name = key.split(".")
-            getattr(layer, quantizer)._buffers[name] = value
-    if getattr(layer, "weight_quantizer", None) is not None and layer.weight_quantizer.is_fitted:
-        refresh_weight(layer)
+    def _path(self, key: str) -> Path:
+        return self.folder / f"{quote(key, safe='') or 'model'}.layer.safetensors"
 
 
 def _refuse_other_run(manifest: Path, fingerprint: dict[str, Any]) -> None:

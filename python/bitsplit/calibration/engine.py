@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from torch import nn
 from bitsplit.calibration.checkpoint import Checkpoint
 from bitsplit.calibration.features import FeatureStore
 from bitsplit.calibration.forecast import feature_bytes, forecast, free_memory
-from bitsplit.calibration.piece import EnginePiece
+from bitsplit.calibration.piece import EnginePiece, learn
 from bitsplit.calibration.progress import Progress
 from bitsplit.calibration.replay import Replay, UnitCall
 from bitsplit.calibration.responses import ResponseErrors
@@ -28,7 +29,7 @@ from bitsplit.methods.statistics import InputSample
 from bitsplit.network import Network
 from bitsplit.plan import Plan
 from bitsplit.quantizers import prepare
-from bitsplit.report.results import LayerResult, QuantizationReport
+from bitsplit.report.results import LayerResult, PieceResult, QuantizationReport
 
 
 class Engine:
@@ -63,6 +64,7 @@ class Engine:
         self.teacher_replay = Replay(teacher, forward, self.store, "float", inside)
         self.student_replay = Replay(network.model, forward, self.store, "quantized", inside)
         self._results: list[LayerResult] = []
+        self._pieces: list[PieceResult] = []
         self._all_alike = True  # every batch came to the unit calls that the observed one came to
 
     @property
@@ -94,6 +96,7 @@ class Engine:
         return QuantizationReport(
             plan=self.plan,
             layers=tuple(self._results),
+            pieces=tuple(self._pieces),
             seconds=time.perf_counter() - started,
             data={
                 "images": self.data.images,
@@ -129,19 +132,25 @@ class Engine:
         layer_plan = self.plan.layer(name)
         if layer_plan.weights is not None or layer_plan.activations is not None:
             task = EngineLayerTask(self, self.network.layers[name])
-            if self.checkpoint is None or not self.checkpoint.restore(name, task.module):
-                self._fit_with_methods(task)
-                if self.checkpoint is not None:
-                    self.checkpoint.save(name, task.module)
+            self._once(name, {name: task.module}, lambda: self._fit_with_methods(task))
         self.student_replay.settle(name)
         return time.perf_counter() - started
 
-    def _fit_with_methods(self, task: EngineLayerTask) -> None:
+    def _once(self, key: str, layers: dict[str, nn.Module], work: Callable[[], list[PieceResult]]) -> None:
+        """Do ``work``, which changes ``layers``, or bring back what came of it from the checkpoint."""
+        saved = None if self.checkpoint is None else self.checkpoint.restore(key, layers)
+        pieces = work() if saved is None else [PieceResult(**facts) for facts in saved["pieces"]]
+        if self.checkpoint is not None and saved is None:
+            self.checkpoint.save(key, layers, {"pieces": [piece.model_dump() for piece in pieces]})
+        self._pieces += pieces
+
+    def _fit_with_methods(self, task: EngineLayerTask) -> list[PieceResult]:
+        pieces: list[PieceResult] = []
         for method in self.methods:
             try:
                 method.fit_layer(task)
                 if method.granularity == "layer":
-                    method.fit_piece(EnginePiece(self, task.name, task.calls, [task]))
+                    pieces += learn(method, EnginePiece(self, task.name, task.calls, [task]))
             except (ValueError, RuntimeError) as error:
                 raise CalibrationError(f"{task.name}: {method.name} failed: {error}") from error
         for what in ("weight", "input"):
@@ -151,6 +160,7 @@ class Engine:
             if quantizer is not None and not quantizer.is_fitted:
                 chain = ", ".join(method.name for method in self.methods)
                 raise RecipeError(f"{task.name}: no method of the chain ({chain}) fits its {what} quantizer")
+        return pieces
 
     def _learn_blocks(self, call: UnitCall, names: set[str]) -> None:
         """Let the methods that learn blocks learn the units ``names``, whose layers have been fitted."""
@@ -159,8 +169,10 @@ class Engine:
             if unit.name not in names or not methods:
                 continue
             tasks = [EngineLayerTask(self, self.network.layers[name]) for name in unit.layers]
-            for method in methods:
-                method.fit_piece(EnginePiece(self, unit.name, unit.calls, tasks))
+            piece = EnginePiece(self, unit.name, unit.calls, tasks)
+            modules = {task.name: task.module for task in tasks}
+            for number, method in enumerate(methods):
+                self._once(f"{unit.name} learned {number}", modules, partial(learn, method, piece))
             self.student_replay.start(call)  # its layers have changed
 
     def _advance(self, layers: tuple[str, ...]) -> ResponseErrors:

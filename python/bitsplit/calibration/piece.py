@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,8 +17,9 @@ from torch.utils import _pytree as pytree
 from bitsplit.calibration.replay import Stop
 from bitsplit.calibration.rows import RowTable
 from bitsplit.errors import CalibrationError
-from bitsplit.methods.base import Sample
+from bitsplit.methods.base import Method, Sample
 from bitsplit.quantizers import ActivationQuantizer
+from bitsplit.report.results import PieceResult
 
 if TYPE_CHECKING:
     from bitsplit.calibration.engine import Engine
@@ -138,6 +141,21 @@ class EnginePiece:
             return False
         difference = torch.linalg.vector_norm(alone - expected)
         return bool(difference <= INDEPENDENT * torch.linalg.vector_norm(expected))
+
+
+def learn(method: Method, piece: EnginePiece) -> list[PieceResult]:
+    """Let ``method`` learn ``piece``; what came of it."""
+    started = time.perf_counter()
+    try:
+        outcome = method.fit_piece(piece)
+    except (ValueError, RuntimeError) as error:
+        raise CalibrationError(f"{piece.name}: {method.name} failed: {error}") from error
+    if outcome is None:
+        return []
+    if outcome.remark:
+        warnings.warn(f"{piece.name}: {outcome.remark}", stacklevel=2)
+    seconds = time.perf_counter() - started
+    return [PieceResult(name=piece.name, method=method.name, seconds=seconds, **outcome._asdict())]
 
 
 @dataclass

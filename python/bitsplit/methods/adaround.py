@@ -23,5 +23,5 @@ class AdaRound(Reconstruction):
     def granularity(self) -> Granularity:
         return "layer"
 
-    def reconstruct(self, piece: Piece, samples: Samples) -> None:
-        self.learn_weights(piece, samples)
+    def reconstruct(self, piece: Piece, samples: Samples) -> float:
+        return self.learn_weights(piece, samples)

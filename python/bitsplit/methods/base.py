@@ -103,6 +103,20 @@ class Samples(Protocol):
         """All rows, up to ``count`` at a time."""
 
 
+class Outcome(NamedTuple):
+    """What came of learning a piece.
+
+    before, after: its loss with what it started from, and now, in units of the float outputs' energy.
+    undecided: the share of its weights that rounding had not decided when it ended.
+    remark: what was unusual, or ''.
+    """
+
+    before: float
+    after: float
+    undecided: float
+    remark: str = ""
+
+
 class Piece(Protocol):
     """A layer or a block while it is learned: its layers have been fitted, what comes before is finished."""
 
@@ -170,8 +184,8 @@ class Method(Config):
     def fit_layer(self, task: LayerTask) -> None:
         """Fit one layer."""
 
-    def fit_piece(self, piece: Piece) -> None:
-        """Learn the layers of one piece together."""
+    def fit_piece(self, piece: Piece) -> Outcome | None:
+        """Learn the layers of one piece together; None when there is nothing to learn in it."""
 
     def finish(self, run: Run) -> None:
         """Act on the whole quantized network."""

@@ -30,8 +30,9 @@ class Brecq(Reconstruction):
     def granularity(self) -> Granularity:
         return self.unit
 
-    def reconstruct(self, piece: Piece, samples: Samples) -> None:
-        self.learn_weights(piece, samples)
+    def reconstruct(self, piece: Piece, samples: Samples) -> float:
+        undecided = self.learn_weights(piece, samples)
         steps = LearnedSteps(piece.quantizers, self.step_iterations, self.step_rate, 0.0, seed_of(piece))
         learn(piece, samples, [steps], iterations=self.step_iterations, batch=self.batch, p=self.step_p)
         steps.harden()
+        return undecided

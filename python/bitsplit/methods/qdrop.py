@@ -38,11 +38,12 @@ class QDrop(Reconstruction):
     def mixes_inputs(self) -> bool:
         return self.drop > 0
 
-    def reconstruct(self, piece: Piece, samples: Samples) -> None:
+    def reconstruct(self, piece: Piece, samples: Samples) -> float:
         steps = LearnedSteps(piece.quantizers, self.iterations, self.step_rate, self.drop, seed_of(piece))
         inputs = MixedInputs(self.drop, seed_of(piece))
-        self.learn_weights(piece, samples, [steps], arguments=inputs)
+        undecided = self.learn_weights(piece, samples, [steps], arguments=inputs)
         steps.harden()
+        return undecided
 
 
 class MixedInputs:

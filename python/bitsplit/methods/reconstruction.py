@@ -12,18 +12,30 @@ from typing import Annotated, Any, Literal, Protocol
 
 import torch
 from pydantic import BeforeValidator, Field, SerializeAsAny
-from torch import nn
+from torch import Tensor, nn
 
-from bitsplit.methods.base import ActivationMethod, LayerTask, Method, Piece, Sample, Samples, WeightMethod
+from bitsplit.methods.base import (
+    ActivationMethod,
+    LayerTask,
+    Method,
+    Outcome,
+    Piece,
+    Sample,
+    Samples,
+    WeightMethod,
+)
 from bitsplit.methods.learned_scales import LearnedBiases, LearnedScales
 from bitsplit.methods.mse import Mse
 from bitsplit.methods.soft_rounding import SoftRounding
 from bitsplit.network.layers import LayerKind
 from bitsplit.ops.loss import reconstruction_loss
 from bitsplit.ops.rounding import rounding_schedule
+from bitsplit.quantizers import fitted_state, set_fitted_state
 
 COMPARED = 512  # rows, at most, on which what was learned is compared with the start
 AT_ONCE = 64
+COLLAPSE = 1.5  # so many times the error of the start is no result
+SLOWER = 4
 
 
 def _weight_method(value: Any) -> Any:
@@ -79,24 +91,46 @@ class Reconstruction(Method):
         if not task.is_fitted:
             self.start.fit_layer(task)
 
-    def fit_piece(self, piece: Piece) -> None:
+    def fit_piece(self, piece: Piece) -> Outcome | None:
+        if not piece.quantizers and all(layer.weight_grid is None for layer in piece.layers):
+            return None
         with piece.samples(float_inputs=self.mixes_inputs, fisher=self.loss == "fisher") as samples:
-            if any(layer.weight_grid is not None for layer in piece.layers) or piece.quantizers:
-                self.reconstruct(piece, samples)
+            return self._best(piece, samples)
+
+    def _best(self, piece: Piece, samples: Samples) -> Outcome:
+        """Learn; once again, more carefully, when that collapses; never end behind the start."""
+        before, start = relative_error(piece, samples), fitted(piece)
+        undecided, remark = self.reconstruct(piece, samples), ""
+        after = relative_error(piece, samples)
+        if not after <= COLLAPSE * before:
+            set_fitted(piece, start)
+            slower = {name: value / SLOWER for name, value in self if name.endswith("rate")}
+            undecided = self.model_copy(update=slower).reconstruct(piece, samples)
+            remark = (
+                f"{self.name} collapsed (error {before:.2%} -> {after:.2%}), learned again at lower rates"
+            )
+            after = relative_error(piece, samples)
+        if not after <= before:
+            set_fitted(piece, start)
+            return Outcome(before, before, 0.0, f"{remark}; kept its start" if remark else "")
+        return Outcome(before, after, undecided, remark)
 
     @property
     def mixes_inputs(self) -> bool:
         """Whether it wants the float inputs too."""
         return False
 
-    def reconstruct(self, piece: Piece, samples: Samples) -> None:
-        """Learn one piece."""
+    def reconstruct(self, piece: Piece, samples: Samples) -> float:
+        """Learn one piece; the share of its weights that has not been decided."""
         raise NotImplementedError
 
     def learn_weights(
         self, piece: Piece, samples: Samples, others: Sequence[Variables] = (), **options: Any
-    ) -> None:
-        """Learn the rounding of all weights of the piece, and ``others``; options as for ``learn``."""
+    ) -> float:
+        """Learn the rounding of all weights of the piece, and ``others``; the share left undecided.
+
+        Options as for ``learn``.
+        """
         layers = [layer for layer in piece.layers if layer.weight_grid is not None]
         schedule = rounding_schedule(self.iterations, self.rate, self.regularizer, self.warm_up)
         rounding = SoftRounding(layers, schedule, self.lean)
@@ -106,7 +140,9 @@ class Reconstruction(Method):
         if self.bias_rate > 0:
             variables.insert(0, LearnedBiases(layers, self.bias_rate))
         learn(piece, samples, variables, iterations=self.iterations, batch=self.batch, **options)
+        undecided = rounding.undecided()
         rounding.harden()
+        return undecided
 
 
 def learn(
@@ -165,14 +201,26 @@ def learning(piece: Piece, parameters: Sequence[nn.Parameter]) -> Iterator[None]
 
 
 @torch.no_grad()
-def mean_loss(piece: Piece, samples: Samples, p: float) -> float:
-    """Of the piece as it is, over up to ``COMPARED`` rows."""
-    total, rows = 0.0, 0
+def relative_error(piece: Piece, samples: Samples) -> float:
+    """Of the piece's output as it is, squared, over the energy of the target; up to ``COMPARED`` rows."""
+    error = energy = torch.zeros((), dtype=torch.float64)
+    rows = 0
     for sample in samples.all(AT_ONCE):
         output = piece.run(sample.args, sample.kwargs)
-        loss = reconstruction_loss(output, sample.target, sample.weight, p, unit(sample, samples)).loss
-        total += float(loss) * len(output)
+        error = error + reconstruction_loss(output, sample.target, sample.weight).loss
+        energy = energy + reconstruction_loss(torch.zeros_like(output), sample.target, sample.weight).loss
         rows += len(output)
         if rows >= COMPARED:
             break
-    return total / max(1, rows)
+    return float(error / energy) if energy > 0 else float(error)
+
+
+def fitted(piece: Piece) -> dict[str, dict[str, Tensor]]:
+    """What has been fitted in all layers of the piece."""
+    return {layer.name: fitted_state(layer.module) for layer in piece.layers}
+
+
+def set_fitted(piece: Piece, state: dict[str, dict[str, Tensor]]) -> None:
+    """Bring back what ``fitted`` told."""
+    for layer in piece.layers:
+        set_fitted_state(layer.module, state[layer.name])

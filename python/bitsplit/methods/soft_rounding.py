@@ -44,7 +44,9 @@ class SoftRounding:
     def undecided(self) -> float:
         """The share of weights that are far from both levels."""
         h = [soft_bit(layer.v) for layer in self.layers]
-        return sum(int(((x > UNSURE) & (x < 1 - UNSURE)).sum()) for x in h) / sum(x.numel() for x in h)
+        return sum(int(((x > UNSURE) & (x < 1 - UNSURE)).sum()) for x in h) / max(
+            1, sum(x.numel() for x in h)
+        )
 
     def harden(self) -> None:
         """Every weight to the level it is closer to."""

@@ -6,9 +6,11 @@ from bitsplit.quantizers.layers import (
     attach_input_quantizer,
     attach_weight_quantizer,
     codes,
+    fitted_state,
     prepare,
     quantized_layers,
     refresh_weight,
+    set_fitted_state,
     set_weight,
 )
 from bitsplit.quantizers.modules import ActivationQuantizer, WeightQuantizer
@@ -21,8 +23,10 @@ __all__ = [
     "attach_input_quantizer",
     "attach_weight_quantizer",
     "codes",
+    "fitted_state",
     "prepare",
     "quantized_layers",
     "refresh_weight",
+    "set_fitted_state",
     "set_weight",
 ]

@@ -81,6 +81,34 @@ def refresh_weight(layer: nn.Module) -> None:
     layer.weight.copy_(layer.weight_quantizer.dequantize())
 
 
+def fitted_state(layer: nn.Module) -> dict[str, Tensor]:
+    """Everything that fitting changes in a layer, by name; what has not been fitted yet is left out."""
+    state = {
+        f"{owner}.{name}": value.clone()
+        for owner in ("weight_quantizer", "input_quantizer")
+        if hasattr(layer, owner)
+        for name, value in getattr(layer, owner)._buffers.items()
+        if value is not None
+    }
+    if layer.bias is not None:
+        state["bias"] = layer.bias.detach().clone()
+    return state
+
+
+def set_fitted_state(layer: nn.Module, state: dict[str, Tensor]) -> None:
+    """Give ``layer`` what ``fitted_state`` told of it."""
+    device, required = layer.weight.device, layer.weight.requires_grad
+    for key, value in state.items():
+        if key == "bias":
+            layer.bias = nn.Parameter(value.to(device), requires_grad=required)
+        else:
+            owner, name = key.split(".")
+            getattr(layer, owner)._buffers[name] = value.to(device)
+    quantizer = getattr(layer, "weight_quantizer", None)
+    if quantizer is not None and quantizer.is_fitted:
+        refresh_weight(layer)
+
+
 def prepare(model: nn.Module, plan: Plan) -> nn.Module:
     """Attach the unfitted quantizers that ``plan`` asks for to ``model`` (folded already), in place."""
     shared: dict[int, ActivationQuantizer] = {}

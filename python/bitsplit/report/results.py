@@ -33,6 +33,27 @@ class LayerResult(Document):
     seconds: float = Field(ge=0)
 
 
+class PieceResult(Document):
+    """One piece of the network that a method has learned.
+
+    Attributes:
+        name: of the layer or block.
+        method: its name.
+        before, after: the loss of the piece relative to the energy of its float output.
+        undecided: the share of its weights that rounding had not decided when learning ended.
+        remark: what was unusual, or an empty text.
+        seconds: time spent on it.
+    """
+
+    name: str
+    method: str
+    before: float
+    after: float
+    undecided: float
+    remark: str
+    seconds: float = Field(ge=0)
+
+
 def versions() -> dict[str, str]:
     """Versions of what results may depend on."""
     return {"bitsplit": __version__, "torch": str(torch.__version__), "numpy": numpy.__version__}
@@ -44,6 +65,7 @@ class QuantizationReport(Document):
     Attributes:
         plan: what was done, with the recipe.
         layers: the fitted layers in execution order.
+        pieces: what has been learned, in execution order.
         seconds: time of the whole run, preparation included.
         data: what identifies the calibration data (kind, number of images, hash, list of files, ...).
         versions: of bitsplit, torch and NumPy at the time.
@@ -51,6 +73,7 @@ class QuantizationReport(Document):
 
     plan: Plan
     layers: tuple[LayerResult, ...]
+    pieces: tuple[PieceResult, ...] = ()
     seconds: float = Field(ge=0)
     data: dict[str, Any] = Field(default_factory=dict)
     versions: dict[str, str] = Field(default_factory=versions)
