@@ -101,7 +101,7 @@ def test_memory_formats(device):
 @given(
     pairs=st.lists(st.tuples(*[st.floats(-100, 100, width=32)] * 2), max_size=30),
     p=st.floats(0.5, 4),
-    scale=st.floats(0, 10),
+    scale=st.floats(2.0**-20, 10),  # below, doubling a result of subnormal size rounds
 )
 @settings(max_examples=100, deadline=None)
 def test_properties(pairs, p, scale):

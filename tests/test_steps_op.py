@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from step_cases import dropped_of, key, layouts, memory_of, step
 from torch import Tensor
 
 from bitsplit.ops.quantize import fake_quantize
@@ -15,23 +16,6 @@ OPS = torch.ops.bitsplit
 GRIDS = [(-1, 1), (-8, 7), (-128, 127), (0, 3), (0, 15), (0, 255)]
 DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
 NAN, INF = math.nan, math.inf
-
-
-def key(seed: int = 0, iteration: int = 0, device: torch.device | str = "cpu") -> Tensor:
-    return torch.tensor([seed, iteration], device=device)
-
-
-def step(scale: float, zero_point: int, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
-    return (
-        torch.tensor([scale], device=device),
-        torch.tensor([zero_point], dtype=torch.int32, device=device),
-    )
-
-
-def dropped_of(x: Tensor, drop: float, key: Tensor) -> Tensor:
-    """Which elements are dropped: those that a scale that makes everything zero leaves alone."""
-    ones = torch.ones_like(x)
-    return learned_quantize(ones, *step(1e6, 0, x.device), -1, 1, drop, key) == 1
 
 
 def straight_through(
@@ -117,23 +101,6 @@ def test_dtypes_of_x_and_scale(device, dtype, scale_dtype):
     torch.testing.assert_close(scale.grad.double(), step_.grad, rtol=1e-2, atol=1e-2)
 
 
-def layouts(x: Tensor) -> dict[str, Tensor]:
-    """The values of x (4 dimensions) in many memory formats."""
-    return {
-        "contiguous": x,
-        "channels_last": x.contiguous(memory_format=torch.channels_last),
-        "transposed": x.transpose(0, 3).contiguous().transpose(0, 3),
-        "strided": torch.stack([x, -x], 4)[..., 0],
-        "expanded": x[:1].expand_as(x),
-    }
-
-
-def memory_of(x: Tensor) -> Tensor:
-    """The elements of x in the order of a dense tensor of its format."""
-    dense = torch.empty_like(x).copy_(x)
-    return dense.as_strided((x.numel(),), (1,))
-
-
 @pytest.mark.parametrize("grad_name", ["contiguous", "channels_last", "expanded"])
 def test_memory_formats(device, grad_name):
     shape = 2, 3, 5, 7
@@ -148,37 +115,6 @@ def test_memory_formats(device, grad_name):
         like_x = torch.empty_like(x).copy_(grad)
         flat = OPS.step_quantize_backward(memory_of(like_x), memory_of(x), *args)
         assert torch.equal(memory_of(grad_x), flat[0]) and torch.equal(grad_scale, flat[1]), name
-
-
-class TestChance:
-    @pytest.mark.parametrize("drop", [0.01, 0.25, 0.5, 0.9])
-    def test_the_share_is_met(self, device, drop):
-        x = torch.empty(400, 500, device=device)
-        for iteration in range(5):
-            share = dropped_of(x, drop, key(0, iteration, device)).double().mean().item()
-            assert abs(share - drop) < 5 * math.sqrt(drop * (1 - drop) / x.numel())
-
-    def test_never_and_always(self, device):
-        x = torch.empty(10**5, device=device)
-        assert not dropped_of(x, 0.0, key(device=device)).any()
-        assert dropped_of(x, 1.0, key(device=device)).all()
-
-    def test_seeds_iterations_and_neighbours_are_independent(self, device):
-        x = torch.empty(200_000, device=device)
-        first = dropped_of(x, 0.5, key(1, 1, device))
-        others = [dropped_of(x, 0.5, key(*pair, device)) for pair in [(1, 2), (2, 1), (-1, 1), (1, 2**40)]]
-        for other in [*others, first.roll(1), first.roll(500)]:
-            agreeing = (first == other).double().mean().item()
-            assert abs(agreeing - 0.5) < 2.5 / math.sqrt(x.numel())
-
-    def test_the_same_key_drops_the_same(self, device):
-        x = torch.empty(5000, device=device)
-        assert torch.equal(dropped_of(x, 0.5, key(1, 2, device)), dropped_of(x, 0.5, key(1, 2, device)))
-
-    def test_more_are_dropped_with_a_larger_share(self, device):
-        x = torch.empty(5000, device=device)
-        few, many = (dropped_of(x, drop, key(1, 2, device)) for drop in (0.3, 0.6))
-        assert not (few & ~many).any()
 
 
 def test_the_key_is_not_looked_at_without_drop(device):
@@ -246,42 +182,6 @@ def test_threads_change_nothing():
         backward = OPS.step_quantize_backward(grad, x, *args)
         results.append((learned_quantize(x, *args), *backward, mix(x, grad, 0.5, key(1, 2))))
     assert all(torch.equal(*pair) for pair in zip(*results, strict=True))
-
-
-class TestMix:
-    @pytest.mark.parametrize("dtype", DTYPES)
-    @pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
-    def test_every_element_is_of_one_of_both(self, device, dtype, share):
-        a, b = torch.zeros(300, 400).to(device, dtype), torch.ones(300, 400).to(device, dtype)
-        y = mix(a, b, share, key(device=device))
-        assert y.dtype == dtype and ((y == 0) | (y == 1)).all()
-        deviation = math.sqrt(share * (1 - share) / a.numel())
-        assert abs(y.double().mean().item() - share) <= 5 * deviation
-
-    def test_bits_are_moved_as_they_are(self, device):
-        a, b = torch.tensor([[NAN, -0.0, INF, 1e-45], [-INF, 0.0, NAN, -1e-45]], device=device).repeat(1, 50)
-        y = mix(a, b, 0.5, key(device=device)).view(torch.int32)
-        assert ((y == a.view(torch.int32)) | (y == b.view(torch.int32))).all()
-
-    def test_memory_formats(self, device):
-        others = layouts(torch.randn(2, 3, 5, 7).to(device))
-        for name, a in layouts(torch.randn(2, 3, 5, 7).to(device)).items():
-            for b in others.values():
-                y = mix(a, b, 0.5, key(device=device))
-                assert y.stride() == torch.empty_like(a).stride(), name
-                like_a = torch.empty_like(a).copy_(b)
-                flat = mix(memory_of(a), memory_of(like_a), 0.5, key(device=device))
-                assert torch.equal(memory_of(y), flat), name
-
-    def test_other_elements_than_learned_quantize(self, device):
-        a = torch.zeros(100_000, device=device)
-        mixed = mix(a, a + 1, 0.5, key(1, 2, device)) == 1
-        agreeing = (mixed == dropped_of(a, 0.5, key(1, 2, device))).double().mean().item()
-        assert abs(agreeing - 0.5) < 2.5 / math.sqrt(a.numel())
-
-    def test_no_gradient(self):
-        a = torch.ones(3, requires_grad=True)
-        assert not mix(a, a * 2, 0.5, key()).requires_grad
 
 
 @pytest.mark.parametrize("name", ["contiguous", "channels_last", "transposed", "strided"])

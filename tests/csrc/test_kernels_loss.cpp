@@ -1,6 +1,7 @@
 // The loss kernel and its sum against plain loops, on sizes with remainders of lanes and chunks.
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
 #include <random>

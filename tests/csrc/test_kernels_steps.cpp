@@ -1,6 +1,7 @@
 // The kernels of learned steps against loops over the elements, on sizes with remainders.
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
 #include <random>

@@ -15,6 +15,9 @@
 // number of threads; CPU and GPU agree bit for bit, but for float64 with p != 2.
 #pragma once
 
+#include <optional>
+#include <tuple>
+
 #include "ops/dense.h"
 
 namespace bitsplit {

@@ -31,6 +31,8 @@
 // The same bits for every number of threads, on CPU and GPU.
 #pragma once
 
+#include <tuple>
+
 #include "ops/dense.h"
 
 namespace bitsplit {

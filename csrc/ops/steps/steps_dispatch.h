@@ -63,9 +63,9 @@ struct StepOperators {
   }
   static void run_mix(const MixCall& call) {
     const auto bytes = call.a.element_size();
-    bytes == 2   ? run_mix_of<uint16_t>(call)
-    : bytes == 4 ? run_mix_of<uint32_t>(call)
-                 : run_mix_of<uint64_t>(call);
+    if (bytes == 2) return run_mix_of<uint16_t>(call);
+    if (bytes == 4) return run_mix_of<uint32_t>(call);
+    run_mix_of<uint64_t>(call);
   }
 
   static void implement(torch::Library& m) {
