@@ -42,10 +42,16 @@ class EnginePiece:
 
     @property
     def quantizers(self) -> list[ActivationQuantizer]:
-        """Those of its layers' inputs that no earlier piece has."""
-        plan, names = self._engine.plan, {layer.name for layer in self.layers}
-        owned = [layer for layer in self.layers if plan.quantizer_owner(plan.layer(layer.name)) in names]
-        return list(dict.fromkeys(layer.module.input_quantizer for layer in owned))
+        """Those that act inside of it or on what it is called with, and that no earlier piece has."""
+        names = {layer.name for layer in self.layers}
+        rows = [self._engine.plan.layer(layer.name) for layer in self.layers]
+        owned = [
+            layer.module.input_quantizer
+            for layer, row in zip(self.layers, rows, strict=True)
+            if self._engine.plan.quantizer_owner(row) in names
+            and (row.argument is None or row.unit == self.name)
+        ]
+        return list(dict.fromkeys(owned))
 
     def run(self, args: tuple, kwargs: dict[str, Any]) -> Tensor:
         """The piece's output, the student as it is."""

@@ -30,6 +30,7 @@ from bitsplit.methods.soft_rounding import SoftRounding
 from bitsplit.network.layers import LayerKind
 from bitsplit.ops.loss import reconstruction_loss
 from bitsplit.ops.rounding import rounding_schedule
+from bitsplit.ops.threads import one_thread
 from bitsplit.quantizers import fitted_state, set_fitted_state
 
 COMPARED = 512  # rows, at most, on which what was learned is compared with the start
@@ -158,12 +159,14 @@ def learn(
     """Draw rows, compare the piece's output with the target, step: so many times.
 
     arguments: what the piece is called with in an iteration.
+
+    In one thread on the CPU: gradients of convolutions depend on the number of threads.
     """
     generator = torch.Generator().manual_seed(seed_of(piece))
     parameters = [parameter for some in variables for parameter in some.parameters]
     if not parameters:
         return
-    with torch.enable_grad(), learning(piece, parameters):
+    with one_thread(), torch.enable_grad(), learning(piece, parameters):
         for iteration in piece.iterations(iterations):
             sample = samples.draw(batch, generator)
             output = piece.run(arguments(sample, iteration), sample.kwargs)

@@ -1,0 +1,299 @@
+"""Learning pieces of a network: what comes out, on which pieces, and that it is the same every time."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from function_net import Net, layer
+from torch import Tensor, nn
+
+import bitsplit
+from bitsplit.errors import CalibrationError
+
+SHORT = {"iterations": 60, "rate": 0.02}
+METHODS = {
+    "adaround": bitsplit.AdaRound(**SHORT),
+    "brecq": bitsplit.Brecq(**SHORT, step_iterations=20),
+    "brecq by layers": bitsplit.Brecq(**SHORT, step_iterations=20, unit="layer"),
+    "brecq fisher": bitsplit.Brecq(**SHORT, step_iterations=20, loss="fisher"),
+    "brecq with scales": bitsplit.Brecq(**SHORT, step_iterations=20, scale_rate=1e-3, bias_rate=1e-3),
+    "qdrop": bitsplit.QDrop(**SHORT, step_rate=1e-3),
+}
+
+
+class Block(nn.Module):
+    """Two convolutions around which the input goes."""
+
+    def __init__(self, channels: int = 8) -> None:
+        super().__init__()
+        self.one = layer(channels, channels)
+        self.two = layer(channels, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(self.two(torch.relu(self.one(x))) + x)
+
+
+class Residual(nn.Module):
+    """A stem, two residual blocks, a classifier."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = layer(3, 8)
+        self.first = Block()
+        self.second = Block()
+        self.fc = nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.second(self.first(torch.relu(self.stem(x)))).mean((2, 3)))
+
+
+@pytest.fixture
+def model() -> nn.Module:
+    return Residual().eval()
+
+
+@pytest.fixture
+def images() -> Tensor:
+    return torch.randn(40, 3, 8, 8)
+
+
+def same(left: nn.Module, right: nn.Module) -> bool:
+    a, b = left.state_dict(), right.state_dict()
+    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+
+
+def error(quantized: nn.Module, model: nn.Module, images: Tensor) -> float:
+    with torch.no_grad():
+        return float((quantized(images) - model(images)).square().mean())
+
+
+@pytest.mark.parametrize("activations", [None, 4])
+@pytest.mark.parametrize("name", METHODS)
+def test_learning_lowers_the_error_of_its_pieces(model, images, name, activations):
+    method = METHODS[name]
+    learned = bitsplit.quantize(model, images, method, weights=3, activations=activations)
+    pieces = learned._bitsplit.pieces
+    by_layer = method.granularity == "layer"
+    blocks = ["stem", "first.one", "first.two", "second.one", "second.two", "fc"]
+    assert [piece.name for piece in pieces] == (blocks if by_layer else ["stem", "first", "second", "fc"])
+    assert all(piece.after <= piece.before for piece in pieces)
+    assert sum(piece.after for piece in pieces) < 0.9 * sum(piece.before for piece in pieces)
+    start = bitsplit.quantize(
+        model, images, method.start, weights=3, activations=activations, policy=method.policy
+    )
+    assert error(learned, model, images) < error(start, model, images)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_integers_are_within_one_step_of_the_float_weight(model, images, name):
+    learned = bitsplit.quantize(model, images, METHODS[name], weights=3, activations=4)
+    for path, found in bitsplit.codes(learned).items():
+        weight = model.get_submodule(path).weight.detach()
+        scale = found.scale.view(-1, *[1] * (weight.dim() - 1))
+        limit = scale * (2 ** (found.bits - 1) - 1)
+        reachable = torch.minimum(torch.maximum(weight, -limit), limit)
+        slack = 1.001 if METHODS[name].scale_rate == 0 else 1.2  # of scales that have moved since
+        assert ((found.codes * scale - reachable).abs() <= slack * scale).all()
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_any_memory_and_number_of_threads_give_the_same_bits(model, images, name):
+    results = []
+    for memory, threads in ((None, 1), (0, 2), (20_000, 2)):
+        torch.set_num_threads(threads)
+        results.append(
+            bitsplit.quantize(model, images, METHODS[name], weights=3, activations=4, memory=memory, seed=3)
+        )
+    assert same(results[0], results[1])
+    assert same(results[0], results[2])
+
+
+def test_the_seed_decides(model, images):
+    results = [
+        bitsplit.quantize(model, images, METHODS["qdrop"], weights=3, activations=4, seed=seed)
+        for seed in (0, 1)
+    ]
+    assert not same(*results)
+
+
+KILLED = """
+import os, signal, sys, torch
+sys.path.insert(0, {tests!r})
+import bitsplit
+from bitsplit.calibration.checkpoint import Checkpoint
+from test_reconstruction import METHODS, Residual
+save = Checkpoint.save
+def dying(self, key, *rest):
+    if key == {at!r}:
+        os.kill(os.getpid(), signal.SIGKILL)
+    save(self, key, *rest)
+Checkpoint.save = dying
+model, images = torch.load({inputs!r}, weights_only=False)
+bitsplit.quantize(model, images, METHODS["qdrop"], weights=3, activations=4, checkpoint={folder!r})
+"""
+
+
+@pytest.mark.parametrize("at", ["second learned 0", "second.two"])
+def test_a_killed_run_goes_on_to_the_same_bits(model, images, tmp_path, at):
+    whole = bitsplit.quantize(model, images, METHODS["qdrop"], weights=3, activations=4)
+    inputs, folder, tests = tmp_path / "inputs.pt", tmp_path / "run", Path(__file__).parent
+    torch.save((model, images), inputs)
+    code = KILLED.format(inputs=str(inputs), folder=str(folder), tests=str(tests), at=at)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    killed = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    resumed = bitsplit.quantize(model, images, METHODS["qdrop"], weights=3, activations=4, checkpoint=folder)
+    assert same(resumed, whole)
+    names = [piece.name for piece in resumed._bitsplit.pieces]
+    assert names == ["stem", "first", "second", "fc"]
+
+
+class TestChains:
+    def test_learning_starts_from_bit_splits_integers(self, model, images):
+        chain = ["bitsplit", bitsplit.Brecq(iterations=0)]
+        learned = bitsplit.quantize(model, images, chain, weights=2)
+        assert same(learned, bitsplit.quantize(model, images, "bitsplit", weights=2))
+
+    def test_and_improves_on_them(self, model, images):
+        chain = ["bitsplit", bitsplit.Brecq(iterations=300, rate=0.01)]
+        learned = bitsplit.quantize(model, images, chain, weights=2)
+        pieces = {piece.name: piece for piece in learned._bitsplit.pieces}
+        assert any(piece.after < piece.before for piece in pieces.values())
+        alone = bitsplit.quantize(model, images, METHODS["brecq"], weights=2)
+        assert pieces["first"].before < next(p.before for p in alone._bitsplit.pieces if p.name == "first")
+
+
+class TestUnusualPieces:
+    def test_a_block_that_is_called_twice(self, images):
+        net = Net(lambda m, x: m.fc(m.block(m.block(m.stem(x))).mean((2, 3))),
+                  stem=layer(3, 8), block=Block(), fc=nn.Linear(8, 3)).eval()  # fmt: skip
+        learned = bitsplit.quantize(net, images, METHODS["brecq"], weights=3, activations=4)
+        (piece,) = [piece for piece in learned._bitsplit.pieces if piece.name == "block"]
+        assert piece.after < piece.before
+
+    def test_a_layer_without_batch_axis_in_front(self):
+        """Rows of sequence-first tokens depend on each other in attention: whole batches are drawn."""
+
+        class Attention(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.qkv, self.out = nn.Linear(8, 24), nn.Linear(8, 8)
+
+            def forward(self, x: Tensor) -> Tensor:
+                q, k, v = self.qkv(x).chunk(3, dim=-1)
+                mixed = torch.softmax(q.transpose(0, 1) @ k.permute(1, 2, 0), -1) @ v.transpose(0, 1)
+                return self.out(mixed.transpose(0, 1)) + x
+
+        net = Net(
+            lambda m, x: m.fc(m.attention(m.stem(x).flatten(2).permute(2, 0, 1)).mean(0)),
+            stem=layer(3, 8), attention=Attention(), fc=nn.Linear(8, 4),
+        ).eval()  # fmt: skip
+        tokens = torch.randn(16, 3, 4, 4)
+        learned = bitsplit.quantize(net, tokens, METHODS["brecq"], weights=3, activations=8, batch_size=8)
+        (piece,) = [piece for piece in learned._bitsplit.pieces if piece.name == "attention"]
+        assert piece.after < piece.before
+
+    def test_images_of_different_sizes(self, model):
+        sizes = [torch.randn(6, 3, 8, 8), torch.randn(6, 3, 12, 8), torch.randn(4, 3, 8, 8)]
+        learned = bitsplit.quantize(model, sizes, METHODS["qdrop"], weights=3, activations=4)
+        assert all(piece.after < piece.before for piece in learned._bitsplit.pieces)
+
+    def test_a_block_with_two_inputs(self, images):
+        class Gate(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.one, self.two = layer(8, 8), layer(8, 8)
+
+            def forward(self, x: Tensor, y: Tensor, scale: float = 1.0) -> Tensor:
+                return self.one(x) * scale + self.two(y)
+
+        net = Net(
+            lambda m, x: m.fc(m.gate(torch.relu(m.a(x)), y=torch.tanh(m.b(x)), scale=0.5).mean((2, 3))),
+            a=layer(3, 8), b=layer(3, 8), gate=Gate(), fc=nn.Linear(8, 3),
+        ).eval()  # fmt: skip
+        learned = bitsplit.quantize(net, images, METHODS["qdrop"], weights=3, activations=4)
+        (piece,) = [piece for piece in learned._bitsplit.pieces if piece.name == "gate"]
+        assert piece.after < piece.before
+
+    def test_float_layers_are_left_alone(self, model, images):
+        layers = {"second.*": {"weights": None, "activations": None}}
+        learned = bitsplit.quantize(model, images, METHODS["brecq"], weights=3, activations=4, layers=layers)
+        assert [piece.name for piece in learned._bitsplit.pieces] == ["stem", "first", "fc"]
+        assert torch.equal(learned.second.one.weight, model.second.one.weight)
+
+    @pytest.mark.parametrize("groups", [1, 2])
+    def test_transposed_convolutions(self, images, groups):
+        net = Net(
+            lambda m, x: m.fc(torch.relu(m.up(torch.relu(m.stem(x)))).mean((2, 3))),
+            stem=layer(3, 8), up=nn.ConvTranspose2d(8, 6, 2, stride=2, groups=groups), fc=nn.Linear(6, 3),
+        ).eval()  # fmt: skip
+        method = bitsplit.Brecq(iterations=300, rate=0.01, step_iterations=0)
+        learned = bitsplit.quantize(net, images, method, weights=3, activations=4)
+        (piece,) = [piece for piece in learned._bitsplit.pieces if piece.name == "up"]
+        assert piece.after < piece.before
+
+
+def test_requirements_of_gradients_are_as_before(model, images):
+    model.first.one.weight.requires_grad_(False)
+    learned = bitsplit.quantize(model, images, METHODS["brecq with scales"], weights=3)
+    for name, parameter in learned.named_parameters():
+        assert parameter.requires_grad == (name != "first.one.weight")
+        assert parameter.grad is None
+
+
+def test_fisher_needs_class_scores(images):
+    net = nn.Sequential(layer(3, 4), nn.ReLU(), layer(4, 2)).eval()
+    with pytest.raises(CalibrationError, match="loss='fisher' needs a network that gives class scores"):
+        bitsplit.quantize(net, images, METHODS["brecq fisher"], weights=3)
+
+
+def test_a_collapse_is_learned_again_and_said(model, images):
+    chain = ["bitsplit", bitsplit.Brecq(iterations=40, rate=0.01, bias_rate=5.0)]
+    with pytest.warns(UserWarning, match="collapsed"):
+        learned = bitsplit.quantize(model, images, chain, weights=4)
+    assert all(piece.after <= piece.before for piece in learned._bitsplit.pieces)
+    assert any("learned again" in piece.remark for piece in learned._bitsplit.pieces)
+
+
+class TestShortcuts:
+    def test_the_shortcut_carries_the_quantized_tensor(self, model, images):
+        quantized = bitsplit.quantize(model, images, "mse", weights=8, activations=2, policy="qdrop")
+        seen = []
+        quantized.first.one.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+        x = torch.rand(2, 8, 4, 4)
+        output = quantized.first(x)
+        assert len(seen[0].unique()) <= 4
+        inner = quantized.first.two(torch.relu(quantized.first.one(seen[0])))
+        assert torch.equal(output, torch.relu(inner + seen[0]))
+
+    def test_the_plan_says_where(self, model, images):
+        plan = bitsplit.plan(model, images, "qdrop", weights=4, activations=4)
+        assert plan.layer("first.one").argument == 0
+        assert plan.layer("first.two").argument is None
+        assert "at the input of first" in str(plan)
+        plain = bitsplit.plan(model, images, "bitsplit", weights=4, activations=4)
+        assert plain.layer("first.one").argument is None
+
+    def test_saved_and_loaded(self, model, images, tmp_path):
+        quantized = bitsplit.quantize(model, images, METHODS["qdrop"], weights=4, activations=4)
+        bitsplit.save(quantized, tmp_path / "net.safetensors")
+        loaded = bitsplit.load(tmp_path / "net.safetensors", Residual().eval())
+        assert torch.equal(loaded(images), quantized(images))
+        assert loaded._bitsplit.pieces == quantized._bitsplit.pieces
+
+    def test_in_place(self, model, images):
+        expected = bitsplit.quantize(model, images, METHODS["qdrop"], weights=4, activations=4)
+        bitsplit.quantize(model, images, METHODS["qdrop"], weights=4, activations=4, inplace=True)
+        assert torch.equal(model(images), expected(images))
+
+    def test_scales_in_weights_stay_at_layers(self, model, images):
+        plan = bitsplit.plan(
+            model, images, bitsplit.BitSplit(ecaq=True), weights=4, activations=4, policy="qdrop"
+        )
+        assert plan.layer("first.one").argument is None
