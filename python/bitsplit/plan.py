@@ -12,7 +12,7 @@ from rich.table import Table
 
 from bitsplit.document import Document, nearest
 from bitsplit.errors import RecipeError
-from bitsplit.methods.base import Method
+from bitsplit.methods.base import Method, WeightLevels, WeightMethod
 from bitsplit.network.sources import fed_only_by
 from bitsplit.policies import AFTER_FIRST, FIRST, LAST, POLICIES, Choice, Place, Policy
 from bitsplit.recipe import Bits, Recipe
@@ -33,6 +33,8 @@ class LayerPlan(Document):
         why_weights, why_activations: the reason: the recipe, a place of the policy, an override.
         input_key: layers of equal key read the same tensor in the same way (bits, levels, channel axis, float
             or integer weights); they share one input quantizer.
+        weight_levels: of the weights: symmetric around zero, or affine: all 2^b with a zero point per channel;
+            None when they stay float.
         levels: of the input quantizer; None when the input stays float.
         count: number of weights.
         float_bytes: their size in the float model.
@@ -48,6 +50,7 @@ class LayerPlan(Document):
     why_activations: str
     input_key: int
     levels: Levels | None
+    weight_levels: WeightLevels | None = "symmetric"
     count: int
     float_bytes: int
     channels: int
@@ -132,7 +135,7 @@ class Plan(Document):
         for heading in ("layer", "kind", "unit", "weights", "input", "input quantizer", "why"):
             table.add_column(heading, overflow="fold")
         for layer in self.layers:
-            weights, activations = _width(layer.weights, "W"), _width(layer.activations, "A")
+            weights, activations = _weight_cell(layer), _width(layer.activations, "A")
             site = self._site(layer)
             cells = (layer.name, layer.kind, layer.unit, weights, activations, site, _why(layer))
             table.add_row(*map(escape, cells))
@@ -169,6 +172,7 @@ def make_plan(network: Network, recipe: Recipe) -> Plan:
     policy = POLICIES[own_policy(recipe.method) if recipe.policy == "paper" else recipe.policy]
     overrides = _overrides_by_layer(recipe, list(network.layers))
     places = _places(network)
+    weight_levels = _weight_levels(recipe.method)
     keys: dict[tuple[Any, ...], int] = {}
     layers = []
     for name, layer in network.layers.items():
@@ -188,6 +192,7 @@ def make_plan(network: Network, recipe: Recipe) -> Plan:
                 why_activations=activations.why,
                 input_key=keys.setdefault(sharing, len(keys)),
                 levels=levels,
+                weight_levels=None if weights.bits is None else weight_levels,
                 count=weight.numel(),
                 float_bytes=weight.numel() * weight.element_size(),
                 channels=layer.kind.matrix(layer.module, weight).shape[:2].numel(),
@@ -261,6 +266,11 @@ def _places(network: Network) -> dict[str, list[Place]]:
     }
 
 
+def _weight_levels(chain: tuple[Method, ...]) -> WeightLevels:
+    """What the method that sets the weights asks for."""
+    return next((method.levels for method in chain if isinstance(method, WeightMethod)), "symmetric")
+
+
 def _levels(layer: Layer, chain: tuple[Method, ...]) -> Levels:
     """Unsigned where the input is proven nonnegative; else a zero point where the method can place one."""
     if layer.nonnegative:
@@ -278,6 +288,11 @@ def _float_bytes(network: Network) -> int:
 
 def _width(bits: int | None, letter: str) -> str:
     return "float" if bits is None else f"{letter}{bits}"
+
+
+def _weight_cell(layer: LayerPlan) -> str:
+    width = _width(layer.weights, "W")
+    return f"{width} affine" if layer.weight_levels == "affine" else width
 
 
 def _why(layer: LayerPlan) -> str:
