@@ -33,8 +33,7 @@ class LayerPlan(Document):
         why_weights, why_activations: the reason: the recipe, a place of the policy, an override.
         input_key: layers of equal key read the same tensor in the same way (bits, levels, channel axis, float
             or integer weights); they share one input quantizer.
-        weight_levels: of the weights: symmetric around zero, or affine: all 2^b with a zero point per channel;
-            None when they stay float.
+        weight_levels: symmetric around zero, or affine: all 2^b with a zero point per row; None for float.
         levels: of the input quantizer; None when the input stays float.
         count: number of weights.
         float_bytes: their size in the float model.

@@ -13,7 +13,7 @@ from bitsplit.ops.ranges import grid_of_range
 
 @register
 class MinMax(WeightMethod):
-    """Weights by the largest magnitude (affine: by the range) of each channel, activations by their whole range."""
+    """Weights by the largest magnitude or (affine) the range of each channel, activations by their range."""
 
     name = "minmax"
     activations: AnyActivationMethod = MinMaxActivations()

@@ -1,11 +1,12 @@
 """The split solvers: integers and one scale per output channel, from weights or from second moments.
 
 A layer in matrix form is `weight` [g, M, N]; its inputs are only seen through G = X X^T (`gram` [g, N, N],
-symmetric) and C = X Y^T (`cross` [g, N, M]). Codes are int8, scales float64. `fwa`, `ofwa` and `planes` work
-on the signed symmetric grid, that is with codes of at most 2^(bits-1) - 1 in size. `polish`, `search` and
-`feedback` take `levels` [g, R, 2] int8, the lowest and the highest code of every row with zero between or at
-them; `level_choices` and `levels_of` make them. The dtype of weight, target or cross (float32 or float64) is the
-one computed in; gram and factor may be wider.
+symmetric) and C = X Y^T (`cross` [g, N, M]). Codes are int8, scales float64. The dtype of weight, target or
+cross (float32 or float64) is the one computed in; gram and factor may be wider.
+
+`fwa`, `ofwa` and `planes` work on the signed symmetric grid: codes of at most 2^(bits-1) - 1 in size.
+`polish`, `search` and `feedback` take `levels` [g, R, 2] int8, the lowest and the highest code of every row,
+zero among them; `level_choices` and `levels_of` make them.
 
 Several starts are solved in one call by stacking them along the rows: codes [g, S*M, N] and scales [g, S*M],
 where row r belongs to channel r mod M. Rows never influence one another, so stacking changes no result, and
@@ -61,7 +62,7 @@ def level_choices(bits: int, affine: bool = False) -> list[tuple[int, int]]:
 
 
 def levels_of(choices: Sequence[tuple[int, int]], scale: Tensor) -> Tensor:
-    """Levels [g, R, 2] for the rows of ``scale`` [g, R], which are cut into one equal part for each choice."""
+    """Levels [g, R, 2] for rows of ``scale`` [g, R], which are cut into one equal part for each choice."""
     groups, rows = scale.shape
     if not choices or rows % len(choices):
         raise ValueError(f"{rows} rows cannot be cut into {len(choices)} equal parts, one for each choice")
