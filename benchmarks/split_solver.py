@@ -26,7 +26,8 @@ from torch import Tensor
 
 from bitsplit import BitSplit
 from bitsplit.ops.gram import GramSums
-from bitsplit.ops.split import fwa, level_choices, levels_of, objective, ofwa, planes, polish
+from bitsplit.ops.levels import level_choices, levels_of
+from bitsplit.ops.split import fwa, objective, ofwa, planes, polish
 
 ROUNDS = 100  # of the released code
 SIZES = {"64x576": (64, 576, 12000), "128x1152": (128, 1152, 12000), "512x4608": (512, 4608, 12000)}

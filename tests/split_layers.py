@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from bitsplit.ops import split
-from bitsplit.ops.split import Descent, level_choices, levels_of, objective
+from bitsplit.ops.levels import level_choices, levels_of
+from bitsplit.ops.split import Descent, objective
 
 
 class Layer:

@@ -9,12 +9,12 @@ import torch
 from split_layers import Layer, feedback, polish, search
 from torch import Tensor
 
+from bitsplit.ops.levels import level_choices
 from bitsplit.ops.split import (
     best_of,
     damped,
     feedback_factor,
     fwa,
-    level_choices,
     ofwa,
     planes,
     response_target,

@@ -13,13 +13,12 @@ from hypothesis import strategies as st
 from split_layers import Layer
 from torch import Tensor
 
+from bitsplit.ops.levels import level_choices, levels_of
 from bitsplit.ops.split import (
     damped,
     feedback,
     feedback_factor,
     fwa,
-    level_choices,
-    levels_of,
     objective,
     polish,
     response_target,

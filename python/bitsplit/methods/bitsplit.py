@@ -23,13 +23,13 @@ from bitsplit.methods.registry import register
 from bitsplit.methods.statistics import refitted_bias
 from bitsplit.methods.wide import WIDEST, fit_in_parts, part_width
 from bitsplit.network import LayerKind
+from bitsplit.ops.levels import level_choices
 from bitsplit.ops.split import (
     Descent,
     best_of,
     feedback_factor,
     fwa,
     influential,
-    level_choices,
     ofwa,
     planes,
     polish,

@@ -6,7 +6,8 @@ from bitsplit.methods.activations import MinMaxActivations
 from bitsplit.methods.base import AnyActivationMethod, LayerTask, WeightMethod
 from bitsplit.methods.ranges import nearest_levels, store_levels
 from bitsplit.methods.registry import register
-from bitsplit.ops.split import fwa, level_choices
+from bitsplit.ops.levels import level_choices
+from bitsplit.ops.split import fwa
 
 
 @register

@@ -25,7 +25,7 @@ def store_nearest(task: LayerTask, scale: Tensor, zero_point: Tensor) -> None:
 
 def store_levels(task: LayerTask, levels: Tensor, scale: Tensor, bounds: Tensor) -> None:
     """Give a layer the levels [g, M, N] of rows whose lowest and highest ones are ``bounds`` [g, M, 2]."""
-    zero_point = task.weight_grid.low - bounds[:, :, 0].to(torch.int32)
+    zero_point = task.weight_grid.low - bounds[:, :, 0].to(torch.int16)
     task.store(levels + zero_point.unsqueeze(2), scale, zero_point)
 
 
@@ -36,7 +36,7 @@ def nearest_levels(weight: Tensor, choices: Sequence[tuple[int, int]]) -> tuple[
         weight: [g, M, N].  choices: lowest and highest level that a row may have, low < 0 < high.
 
     Returns:
-        Levels [g, M, N] and scale [g, M], float64, and the bounds [g, M, 2] that were chosen.
+        Levels [g, M, N] int8, scale [g, M] float64, and the bounds [g, M, 2] that were chosen.
     """
     weight = weight.double()
     fits = [_alternate(weight, low, high) for low, high in choices]
@@ -61,4 +61,4 @@ def _alternate(weight: Tensor, low: int, high: int) -> tuple[Tensor, Tensor]:
             break
         answered = (weight * levels).sum(2)
         scale = torch.where(answered > 0, answered / levels.square().sum(2), scale)
-    return levels, scale
+    return levels.to(torch.int8), scale

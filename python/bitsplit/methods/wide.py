@@ -15,7 +15,8 @@ from torch import Tensor
 from bitsplit.methods.base import LayerTask
 from bitsplit.methods.ranges import store_levels
 from bitsplit.methods.statistics import Statistics, refitted_bias
-from bitsplit.ops.split import feedback, feedback_factor, fwa, levels_of, response_target
+from bitsplit.ops.levels import levels_of
+from bitsplit.ops.split import feedback, feedback_factor, fwa, response_target
 
 WIDEST = 10_000  # inputs
 

@@ -6,7 +6,7 @@ cross (float32 or float64) is the one computed in; gram and factor may be wider.
 
 `fwa`, `ofwa` and `planes` work on the signed symmetric grid: codes of at most 2^(bits-1) - 1 in size.
 `polish`, `search` and `feedback` take `levels` [g, R, 2] int8, the lowest and the highest code of every row,
-zero among them; `level_choices` and `levels_of` make them.
+zero among them, which `bitsplit.ops.levels` makes.
 
 Several starts are solved in one call by stacking them along the rows: codes [g, S*M, N] and scales [g, S*M],
 where row r belongs to channel r mod M. Rows never influence one another, so stacking changes no result, and
@@ -21,11 +21,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from bitsplit.ops.levels import level_choices, levels_of
 from bitsplit.ops.threads import one_thread
 
 # Of the starts of a channel, so many with the least rounding loss are polished: with two the objective ends
-# within 0.3 % of polishing all of six, for a third of the time (ResNet-20, 2 to 4 bits, after the search), and
-# within 0.5 % of all twelve where levels are affine.
+# within 0.3 % of polishing all of six, for a third of the time (ResNet-20, 2 to 4 bits, after the search);
+# where levels are affine, within 0.5 % of all twelve.
 POLISHED_STARTS = 2
 
 NEGLIGIBLE = 1e-4  # of the mean of a row
@@ -46,29 +47,6 @@ class Descent(NamedTuple):
     explained: Tensor
     rounds: Tensor
     levels: Tensor
-
-
-def level_choices(bits: int, affine: bool = False) -> list[tuple[int, int]]:
-    """The levels that a row of ``bits`` wide codes may have: around zero, or all 2^bits with a zero point.
-
-    Zero then lies on either side of the middle, as far as int8 holds it: not so at 8 bits.
-
-    >>> level_choices(2), level_choices(2, affine=True)
-    ([(-1, 1)], [(-2, 1), (-1, 2)])
-    """
-    limit = 2 ** (bits - 1) - 1
-    if not affine:
-        return [(-limit, limit)]
-    return [(-limit - 1, limit), (-limit, limit + 1)][: 1 if bits == 8 else 2]
-
-
-def levels_of(choices: Sequence[tuple[int, int]], scale: Tensor) -> Tensor:
-    """Levels [g, R, 2] for rows of ``scale`` [g, R], which are cut into one equal part for each choice."""
-    groups, rows = scale.shape
-    if not choices or rows % len(choices):
-        raise ValueError(f"{rows} rows cannot be cut into {len(choices)} equal parts, one for each choice")
-    table = torch.tensor(choices, dtype=torch.int8, device=scale.device)
-    return table.repeat_interleave(rows // len(choices), dim=0).expand(groups, -1, -1).contiguous()
 
 
 def fwa(weight: Tensor, bits: int) -> tuple[Tensor, Tensor]:
