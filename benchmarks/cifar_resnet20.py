@@ -57,6 +57,7 @@ METHODS: dict[str, Callable[[], Method]] = {
     "mse": bitsplit.Mse,
     "bitsplit paper": lambda: bitsplit.BitSplit(paper=True),
     "bitsplit": bitsplit.BitSplit,
+    "bitsplit affine": lambda: bitsplit.BitSplit(levels="affine"),
 }
 PAPER_WITHOUT_NORMS = {"paper": False, "reestimate_norms": False}
 AUGMENTED = {"bitsplit paper"}  # calibrated on shifted and mirrored images in both columns

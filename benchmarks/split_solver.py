@@ -26,6 +26,7 @@ from torch import Tensor
 
 from bitsplit import BitSplit
 from bitsplit.ops.gram import GramSums
+from bitsplit.ops.levels import level_choices, levels_of
 from bitsplit.ops.split import fwa, objective, ofwa, planes, polish
 
 ROUNDS = 100  # of the released code
@@ -99,7 +100,9 @@ class Problem:
         return planes(codes, scale, self.gram, self.cross, self.bits, ROUNDS)[:2]
 
     def polished(self) -> tuple[Tensor, Tensor]:
-        return polish(*self.paper(), self.gram, self.cross, self.bits, ROUNDS)[:2]
+        codes, scale = self.paper()
+        levels = levels_of(level_choices(self.bits), scale)
+        return polish(codes, scale, self.gram, self.cross, levels, ROUNDS)[:2]
 
     def default(self) -> tuple[Tensor, Tensor]:
         """What the default method does with one layer: six starts, feedback, polish, tabu search."""

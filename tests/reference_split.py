@@ -89,10 +89,19 @@ def planes(
 
 
 def polish(
-    q: np.ndarray, s: float, x: np.ndarray, y: np.ndarray, bits: int, rounds: int, ties: Ties | None = None
+    q: np.ndarray,
+    s: float,
+    x: np.ndarray,
+    y: np.ndarray,
+    levels: tuple[int, int],
+    rounds: int,
+    ties: Ties | None = None,
 ) -> tuple[np.ndarray, float, int]:
-    """Response space: per coordinate the best of all levels, the scale fitted every round and at the end."""
-    q, limit, used = q.copy(), limit_of(bits), 0
+    """Response space: per coordinate the best of all levels, the scale fitted every round and at the end.
+
+    ``levels`` here and below: the lowest and the highest one.
+    """
+    q, used = q.copy(), 0
     for _ in range(rounds):
         used += 1
         s = best_scale(q, x, y, s)
@@ -102,9 +111,9 @@ def polish(
             if power == 0:
                 continue
             exact = q[n] + x[n] @ (y - s * q @ x) / (s * power)
-            if ties and abs(exact) < limit:
+            if ties and levels[0] < exact < levels[1]:
                 ties.saw(exact)
-            q[n] = np.clip(np.round(exact), -limit, limit)
+            q[n] = np.clip(np.round(exact), *levels)
         if (q == before).all():
             break
     return q, best_scale(q, x, y, s), used
@@ -121,7 +130,13 @@ def random_bits(seed: int, row: int, draw: int) -> int:
 
 
 def search(
-    q: np.ndarray, gram: np.ndarray, cross: np.ndarray, bits: int, steps: int, seed: int, row: int
+    q: np.ndarray,
+    gram: np.ndarray,
+    cross: np.ndarray,
+    levels: tuple[int, int],
+    steps: int,
+    seed: int,
+    row: int,
 ) -> tuple[np.ndarray, float]:
     """Tabu search: the codes that explain most of all codes met, and how much that is.
 
@@ -132,7 +147,10 @@ def search(
     def explained(q: np.ndarray) -> float:
         return (q @ cross) ** 2 / (q @ gram @ q) if q @ cross > 0 and q @ gram @ q > 0 else -1
 
-    limit, free_from, best = limit_of(bits), np.zeros(len(q), int), q.copy()
+    def within(level: np.ndarray) -> np.ndarray:
+        return (levels[0] <= level) & (level <= levels[1])
+
+    free_from, best = np.zeros(len(q), int), q.copy()
     alive = np.diag(gram) > 0
     if explained(q) < 0:
         return q, 0
@@ -142,7 +160,7 @@ def search(
             for i in range(3):
                 draw = random_bits(seed, row, 4 * step + 1 + i)
                 n, direction = (draw >> 32) * len(q) >> 32, 1 if draw & 1 else -1
-                if alive[n] and abs(q[n] + direction) <= limit:
+                if alive[n] and within(q[n] + direction):
                     q[n] += direction
                     free_from[n] = step + 6
             q = q if explained(q) > 0 else best.copy()
@@ -151,7 +169,7 @@ def search(
         direction = np.where(r < 0, -1, 1)
         gain = 2 * np.abs(r) - s * np.diag(gram)
         record = gain > (explained(best) - explained(q)) * (1 + 1e-6) / s
-        allowed = alive & (np.abs(q + direction) <= limit) & ((free_from <= step) | record)
+        allowed = alive & within(q + direction) & ((free_from <= step) | record)
         if allowed.any():
             n = np.where(allowed, gain, -np.inf).argmax()
             q = q.copy()
@@ -163,20 +181,22 @@ def search(
     return best, explained(best)
 
 
-def feedback(w: np.ndarray, s: float, gram: np.ndarray, bits: int, ties: Ties | None = None) -> np.ndarray:
+def feedback(
+    w: np.ndarray, s: float, gram: np.ndarray, levels: tuple[int, int], ties: Ties | None = None
+) -> np.ndarray:
     """Round coordinate after coordinate; after each, the later weights move to their (unrounded) optimum.
 
     With e = w - s q fixed up to coordinate n, the rest of e that minimises e G e is -G_rr^-1 G_rd e_d, so
     what is rounded is the weight as the re-optimised rest has it. One linear system a coordinate.
     """
-    limit, size = limit_of(bits), len(w)
+    size = len(w)
     q = np.zeros(size, int)
     wanted = w.copy()
     for n in range(size):
         exact = wanted[n] / s
-        if ties and abs(exact) < limit:
+        if ties and levels[0] < exact < levels[1]:
             ties.saw(exact)
-        q[n] = np.clip(np.round(exact), -limit, limit)
+        q[n] = np.clip(np.round(exact), *levels)
         done, rest = slice(0, n + 1), slice(n + 1, size)
         error = w[done] - s * q[done]
         wanted[rest] = w[rest] + np.linalg.solve(gram[rest, rest], gram[rest, done] @ error)

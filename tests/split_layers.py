@@ -1,11 +1,13 @@
-"""Random layers in matrix form, for the tests of the split solvers."""
+"""Random layers in matrix form, for the tests of the split solvers, and solvers on symmetric levels."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from bitsplit.ops.split import objective
+from bitsplit.ops import split
+from bitsplit.ops.levels import level_choices, levels_of
+from bitsplit.ops.split import Descent, objective
 
 
 class Layer:
@@ -31,3 +33,27 @@ class Layer:
 
     def objective(self, codes: Tensor, scale: Tensor) -> Tensor:
         return objective(codes, scale, self.gram, self.cross, self.energy)
+
+
+def symmetric(scale: Tensor, bits: int) -> Tensor:
+    """Symmetric levels for all rows of ``scale`` [g, R]."""
+    return levels_of(level_choices(bits), scale)
+
+
+def polish(
+    codes: Tensor, scale: Tensor, gram: Tensor, cross: Tensor, bits: int, rounds: int = 100
+) -> Descent:
+    """The operator on symmetric levels, with the arguments of ``planes``."""
+    return split.polish(codes, scale, gram, cross, symmetric(scale, bits), rounds)
+
+
+def search(
+    codes: Tensor, scale: Tensor, gram: Tensor, cross: Tensor, bits: int, steps: int, seed: int = 0
+) -> Descent:
+    """The operator on symmetric levels."""
+    return split.search(codes, scale, gram, cross, symmetric(scale, bits), steps, seed)
+
+
+def feedback(target: Tensor, scale: Tensor, factor: Tensor, bits: int) -> tuple[Tensor, Tensor]:
+    """The operator on symmetric levels."""
+    return split.feedback(target, scale, factor, symmetric(scale, bits))

@@ -9,19 +9,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from split_layers import Layer
+from split_layers import Layer, feedback, polish, search, symmetric
 from torch import Tensor
 
-from bitsplit.ops.split import (
-    feedback,
-    feedback_factor,
-    fwa,
-    objective,
-    ofwa,
-    planes,
-    polish,
-    search,
-)
+from bitsplit.ops.split import feedback_factor, fwa, objective, ofwa, planes
 
 # ---- Degenerate problems ---------------------------------------------------------------------------------
 
@@ -132,8 +123,6 @@ def descent_arguments(**changed) -> dict:
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"bits": 1}, "bits must be 2 to 8, got 1"),
-        ({"bits": 3}, r"codes must lie in -3\.\.3 for 3 bits"),
         ({"rounds": -1}, "rounds must not be negative, got -1"),
         ({"codes": torch.zeros(1, 3, 10)}, "codes must be int8"),
         ({"codes": torch.zeros(3, 10, dtype=torch.int8)}, "codes must have 3 axes"),
@@ -156,6 +145,14 @@ def descent_arguments(**changed) -> dict:
 def test_descent_refuses(solver, changed: dict, message: str) -> None:
     with pytest.raises(RuntimeError, match=message):
         solver(**descent_arguments(**changed))
+
+
+@pytest.mark.parametrize(
+    ("bits", "message"), [(1, "bits must be 2 to 8, got 1"), (3, r"codes must lie in -3\.\.3 for 3 bits")]
+)
+def test_planes_refuse_bits(bits: int, message: str) -> None:
+    with pytest.raises(RuntimeError, match=message):
+        planes(**descent_arguments(bits=bits))
 
 
 @pytest.mark.parametrize("steps", [-1, 2**31])
@@ -243,9 +240,9 @@ def operator_calls(device: torch.device) -> dict[str, tuple]:
         "fwa": (layer.weight, 4),
         "ofwa": (layer.weight, codes, scale, 4, 5),
         "planes": (*moments, 4, 5),
-        "polish": (*moments, 4, 5),
-        "search": (*moments, 4, 30, 1),
-        "feedback": (layer.weight, scale, feedback_factor(layer.gram), 4),
+        "polish": (*moments, symmetric(scale, 4), 5),
+        "search": (*moments, symmetric(scale, 4), 30, 1),
+        "feedback": (layer.weight, scale, feedback_factor(layer.gram), symmetric(scale, 4)),
         "objective": (*moments, layer.energy),
     }
     return {

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "core/host_device.h"
+#include "core/levels.h"
 #include "core/rounding.h"
 
 namespace bitsplit {
@@ -10,19 +11,19 @@ namespace bitsplit {
 constexpr double kSmallestWeight = 2.2250738585072014e-308;  // rows whose largest is below count as all zero
 constexpr int kMostFwaRounds = 1000;  // fwa ends by itself; a bound in case two codings tie for ever
 
-// The integer in -limit..limit nearest to `value`, a tie going to the even one.
+// The level nearest to `value`, a tie going to the even one.
 template <typename T>
-BITSPLIT_HOST_DEVICE T nearest_code(T value, T limit) {
-  return round_half_even(clamp_level(value, -limit, limit));
+BITSPLIT_HOST_DEVICE T nearest_code(T value, Levels<T> levels) {
+  return round_half_even(clamp_level(value, levels.low, levels.high));
 }
 
 // The digit that minimises the objective while all others stay: the parabola's minimum lies residual / (step
-// * G_nn) from the present digit, and the best integer is the nearest. With limit 1 a tie at 1/2 goes to 0,
-// so this is the paper's rule for a ternary plane: sign(g) where |g| > step * G_nn / 2, else 0.
+// * G_nn) from the present digit, and the best integer is the nearest. With levels -1..1 a tie at 1/2 goes to
+// 0, so this is the paper's rule for a ternary plane: sign(g) where |g| > step * G_nn / 2, else 0.
 // inverse_diagonal = 1 / G_nn, or 0 for an input that is never active, whose digit then stays.
 template <typename T>
-BITSPLIT_HOST_DEVICE T best_digit(T digit, T residual, T inverse_diagonal, T inverse_step, T limit) {
-  return nearest_code(digit + residual * (inverse_diagonal * inverse_step), limit);
+BITSPLIT_HOST_DEVICE T best_digit(T digit, T residual, T inverse_diagonal, T inverse_step, Levels<T> levels) {
+  return nearest_code(digit + residual * (inverse_diagonal * inverse_step), levels);
 }
 
 // The paper's rule in weight space: sign(left) where 2 |left| >= step, else 0.

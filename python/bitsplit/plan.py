@@ -12,7 +12,7 @@ from rich.table import Table
 
 from bitsplit.document import Document, nearest
 from bitsplit.errors import RecipeError
-from bitsplit.methods.base import Method
+from bitsplit.methods.base import Method, WeightLevels, WeightMethod
 from bitsplit.network.sources import fed_only_by
 from bitsplit.policies import AFTER_FIRST, FIRST, LAST, POLICIES, Choice, Place, Policy
 from bitsplit.recipe import Bits, Recipe
@@ -33,6 +33,7 @@ class LayerPlan(Document):
         why_weights, why_activations: the reason: the recipe, a place of the policy, an override.
         input_key: layers of equal key read the same tensor in the same way (bits, levels, channel axis, float
             or integer weights); they share one input quantizer.
+        weight_levels: symmetric around zero, or affine: all 2^b with a zero point per row; None for float.
         levels: of the input quantizer; None when the input stays float.
         argument: where the input quantizer acts: on this one of the tensors that the unit is called with, so
             that all that reads it there sees it quantized; None: on the layer's own input.
@@ -51,6 +52,7 @@ class LayerPlan(Document):
     input_key: int
     levels: Levels | None
     argument: int | None = None
+    weight_levels: WeightLevels | None = "symmetric"
     count: int
     float_bytes: int
     channels: int
@@ -135,7 +137,7 @@ class Plan(Document):
         for heading in ("layer", "kind", "unit", "weights", "input", "input quantizer", "why"):
             table.add_column(heading, overflow="fold")
         for layer in self.layers:
-            weights, activations = _width(layer.weights, "W"), _width(layer.activations, "A")
+            weights, activations = _weight_cell(layer), _width(layer.activations, "A")
             site = self._site(layer)
             cells = (layer.name, layer.kind, layer.unit, weights, activations, site, _why(layer))
             table.add_row(*map(escape, cells))
@@ -173,6 +175,7 @@ def make_plan(network: Network, recipe: Recipe) -> Plan:
     policy = POLICIES[own_policy(recipe.method) if recipe.policy == "paper" else recipe.policy]
     overrides = _overrides_by_layer(recipe, list(network.layers))
     places = _places(network)
+    weight_levels = _weight_levels(recipe.method)
     keys: dict[tuple[Any, ...], int] = {}
     taken: dict[tuple[str, int], int] = {}  # arguments of units by the quantizer that acts on them
     in_weights = any(method.scales_in_weights for method in recipe.method)
@@ -200,6 +203,7 @@ def make_plan(network: Network, recipe: Recipe) -> Plan:
                 input_key=input_key,
                 levels=levels,
                 argument=argument,
+                weight_levels=None if weights.bits is None else weight_levels,
                 count=weight.numel(),
                 float_bytes=weight.numel() * weight.element_size(),
                 channels=layer.kind.matrix(layer.module, weight).shape[:2].numel(),
@@ -273,6 +277,11 @@ def _places(network: Network) -> dict[str, list[Place]]:
     }
 
 
+def _weight_levels(chain: tuple[Method, ...]) -> WeightLevels:
+    """What the first method that sets weights asks for."""
+    return next((method.levels for method in chain if hasattr(method, "levels")), "symmetric")
+
+
 def _levels(layer: Layer, chain: tuple[Method, ...]) -> Levels:
     """Unsigned where the input is proven nonnegative; else a zero point where the method can place one."""
     if layer.nonnegative:
@@ -290,6 +299,11 @@ def _float_bytes(network: Network) -> int:
 
 def _width(bits: int | None, letter: str) -> str:
     return "float" if bits is None else f"{letter}{bits}"
+
+
+def _weight_cell(layer: LayerPlan) -> str:
+    width = _width(layer.weights, "W")
+    return f"{width} affine" if layer.weight_levels == "affine" else width
 
 
 def _why(layer: LayerPlan) -> str:

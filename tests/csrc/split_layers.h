@@ -1,11 +1,13 @@
 // Random layers in matrix form for the tests of the split kernels.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <random>
 #include <vector>
 
+#include "core/levels.h"
 #include "ops/split/split_panels.h"
 #include "ops/split/split_weights.h"
 
@@ -59,6 +61,24 @@ struct Codes {
   std::vector<double> scale, explained;
   std::vector<int64_t> rounds;
 };
+
+// The levels [rows, 2] of every row: symmetric ones of `bits` bits; or, mixed, in turn with all 2^bits and
+// zero on either side of the middle.
+inline std::vector<int8_t> row_levels(int rows, int bits, bool mixed) {
+  const int limit = level_limit(bits);
+  std::vector<int8_t> levels;
+  for (int r = 0; r < rows; ++r) {
+    levels.push_back(static_cast<int8_t>(-limit - (mixed && r % 3 == 0)));
+    levels.push_back(static_cast<int8_t>(limit + (mixed && r % 3 == 1)));
+  }
+  return levels;
+}
+
+// Whether a code of every end that lies beyond the symmetric ones is used: else levels made no difference.
+inline bool uses_both_ends(const std::vector<int8_t>& codes, int bits) {
+  const auto [lowest, highest] = std::minmax_element(codes.begin(), codes.end());
+  return *lowest == -level_limit(bits) - 1 && *highest == level_limit(bits) + 1;
+}
 
 template <class T>
 Codes fwa_on_cpu(const Layers<T>& layers, int bits) {

@@ -16,6 +16,15 @@ TEST(Levels, LimitOfEveryWidth) {
   for (int bits = 2; bits <= 8; ++bits) EXPECT_EQ(level_limit(bits), limits[bits - 2]);
 }
 
+TEST(Levels, OfARow) {
+  const int8_t levels[] = {-1, 1, -2, 1, -128, 127};
+  EXPECT_EQ(levels_of_row<double>(levels, 1).low, -2);
+  EXPECT_EQ(levels_of_row<double>(levels, 1).high, 1);
+  EXPECT_EQ(levels_of_row<int>(levels, 2).low, -128);
+  EXPECT_EQ(symmetric_levels<float>(4).low, -7);
+  EXPECT_EQ(symmetric_levels<float>(4).high, 7);
+}
+
 TEST(Planes, DigitsAddUpToTheLevel) {
   for (int bits = 2; bits <= 8; ++bits)
     for (int level = -level_limit(bits); level <= level_limit(bits); ++level) {
@@ -36,29 +45,52 @@ TEST(Planes, DigitsOfMinusFive) {
 }
 
 struct NearestCase {
-  double value, limit, code;
+  double value, low, high, code;
 };
 
 TEST(NearestCode, TiesGoToEvenAndEndsClamp) {
-  const NearestCase cases[] = {{0.5, 1, 0},    {-0.5, 1, 0},      {0.51, 1, 1},       {1.5, 1, 1},
-                               {1.5, 3, 2},    {2.5, 3, 2},       {-2.5, 3, -2},      {3.5, 3, 3},
-                               {-1e30, 7, -7}, {1e30, 7, 7},      {6.5, 7, 6},        {6.6, 7, 7},
-                               {0, 7, 0},      {126.5, 127, 126}, {-127.4, 127, -127}};
+  const NearestCase cases[] = {{0.5, -1, 1, 0},
+                               {-0.5, -1, 1, 0},
+                               {0.51, -1, 1, 1},
+                               {1.5, -1, 1, 1},
+                               {1.5, -3, 3, 2},
+                               {2.5, -3, 3, 2},
+                               {-2.5, -3, 3, -2},
+                               {3.5, -3, 3, 3},
+                               {-1e30, -7, 7, -7},
+                               {1e30, -7, 7, 7},
+                               {6.5, -7, 7, 6},
+                               {6.6, -7, 7, 7},
+                               {0, -7, 7, 0},
+                               {126.5, -127, 127, 126},
+                               {-127.4, -127, 127, -127},
+                               {-1.6, -2, 1, -2},
+                               {-9, -2, 1, -2},
+                               {1.6, -2, 1, 1},
+                               {-1.6, -1, 2, -1},
+                               {1.6, -1, 2, 2},
+                               {-127.6, -128, 127, -128},
+                               {-0.4, 0, 1, 0},
+                               {5, 0, 1, 1},
+                               {-3, -1, 0, -1}};
   for (const NearestCase& c : cases) {
-    EXPECT_EQ(nearest_code(c.value, c.limit), c.code) << c.value;
-    EXPECT_EQ(nearest_code(static_cast<float>(c.value), static_cast<float>(c.limit)), c.code) << c.value;
+    EXPECT_EQ(nearest_code(c.value, {c.low, c.high}), c.code) << c.value;
+    const Levels<float> levels{static_cast<float>(c.low), static_cast<float>(c.high)};
+    EXPECT_EQ(nearest_code(static_cast<float>(c.value), levels), c.code) << c.value;
   }
 }
 
 // One coordinate: y - s q x with x.x = 4, s = 0.5. The residual is x.(y - s q x), so the best real q is
 // q + residual / (0.5 * 4).
 TEST(BestDigit, MovesToTheMinimumOfTheParabola) {
-  EXPECT_EQ(best_digit(1.0, 0.0, 0.25, 2.0, 7.0), 1);
-  EXPECT_EQ(best_digit(1.0, 4.0, 0.25, 2.0, 7.0), 3);
-  EXPECT_EQ(best_digit(1.0, -4.0, 0.25, 2.0, 7.0), -1);
-  EXPECT_EQ(best_digit(1.0, 100.0, 0.25, 2.0, 7.0), 7);
-  EXPECT_EQ(best_digit(1.0, 0.9, 0.25, 2.0, 7.0), 1);
-  EXPECT_EQ(best_digit(1.0, 1.1, 0.25, 2.0, 7.0), 2);
+  const Levels<double> levels{-8, 7};
+  EXPECT_EQ(best_digit(1.0, 0.0, 0.25, 2.0, levels), 1);
+  EXPECT_EQ(best_digit(1.0, 4.0, 0.25, 2.0, levels), 3);
+  EXPECT_EQ(best_digit(1.0, -4.0, 0.25, 2.0, levels), -1);
+  EXPECT_EQ(best_digit(1.0, 100.0, 0.25, 2.0, levels), 7);
+  EXPECT_EQ(best_digit(1.0, -100.0, 0.25, 2.0, levels), -8);
+  EXPECT_EQ(best_digit(1.0, 0.9, 0.25, 2.0, levels), 1);
+  EXPECT_EQ(best_digit(1.0, 1.1, 0.25, 2.0, levels), 2);
 }
 
 TEST(BestDigit, IsThePaperRuleForATernaryPlane) {
@@ -67,13 +99,14 @@ TEST(BestDigit, IsThePaperRuleForATernaryPlane) {
     for (double residual = -8; residual <= 8; residual += 0.25) {
       const double without = residual + step * digit * power;  // the digit's own share back in
       const double rule = std::abs(without) > step * power / 2 ? (without > 0 ? 1 : -1) : 0;
-      EXPECT_EQ(best_digit<double>(digit, residual, 1 / power, 1 / step, 1), rule)
+      EXPECT_EQ(best_digit<double>(digit, residual, 1 / power, 1 / step, {-1, 1}), rule)
           << digit << " " << residual;
     }
 }
 
 TEST(BestDigit, AnInputThatIsNeverActiveKeepsItsDigit) {
-  for (float digit : {-3.0f, 0.0f, 2.0f}) EXPECT_EQ(best_digit(digit, 0.0f, 0.0f, 2.0f, 3.0f), digit);
+  for (float digit : {-3.0f, 0.0f, 2.0f})
+    EXPECT_EQ(best_digit(digit, 0.0f, 0.0f, 2.0f, Levels<float>{-3, 3}), digit);
 }
 
 TEST(WeightDigit, ATieGivesADigit) {

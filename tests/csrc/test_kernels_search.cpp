@@ -22,7 +22,8 @@ TYPED_TEST_SUITE(SearchKernel, Types);
 constexpr uint64_t kSeed = 7;
 
 template <class T>
-Codes search_on_cpu(const Layers<T>& layers, const Codes& start, int limit, int steps) {
+Codes search_on_cpu(const Layers<T>& layers, const Codes& start, const std::vector<int8_t>& levels,
+                    int steps) {
   Codes result = start;
   result.explained.resize(start.scale.size());
   const Panels<T> panels = packed_gram(layers);
@@ -33,7 +34,8 @@ Codes search_on_cpu(const Layers<T>& layers, const Codes& start, int limit, int 
       const int row = g * layers.rows + r;
       RowSearch<T> search(panels, g, codes + r * layers.columns,
                           &layers.cross[g * layers.columns * layers.rows + r], layers.rows,
-                          &products[r * kBlock], products.size() / panels.blocks, start.scale[row], limit);
+                          &products[r * kBlock], products.size() / panels.blocks, start.scale[row],
+                          levels_of_row<T>(levels.data(), row));
       const Explained found = search.run(steps, kSeed, row, &result.codes[row * layers.columns]);
       result.explained[row] = found.value_in(start.scale[row]);
       if (found.possible()) result.scale[row] *= found.scale();
@@ -43,7 +45,8 @@ Codes search_on_cpu(const Layers<T>& layers, const Codes& start, int limit, int 
 }
 
 template <class T>
-Codes search_by_kernel(const Layers<T>& layers, const Codes& start, int limit, int steps, int threads) {
+Codes search_by_kernel(const Layers<T>& layers, const Codes& start, const std::vector<int8_t>& levels,
+                       int steps, int threads) {
   const int rows = layers.groups * layers.rows, columns = layers.columns, size = rows * columns;
   std::vector<T> cross(size), products(size), best_products(size, T(NAN));
   for (int r = 0; r < rows; ++r)
@@ -59,27 +62,21 @@ Codes search_by_kernel(const Layers<T>& layers, const Codes& start, int limit, i
   result.explained.assign(rows, -1);
   std::vector<int8_t> now = start.codes;
   std::vector<int32_t> rests(size, -1);
-  const SearchState<T> state{layers.gram.data(),
-                             cross.data(),
-                             products.data(),
-                             best_products.data(),
-                             now.data(),
-                             result.codes.data(),
-                             rests.data(),
-                             result.scale.data(),
-                             result.explained.data(),
-                             layers.rows,
-                             columns,
-                             layers.rows};
-  cuda_on_cpu::launch(rows, threads, 0, search_kernel<T>, state, limit, steps, kSeed);
+  const SearchState<T> state{
+      layers.gram.data(),  cross.data(), products.data(),     best_products.data(),    now.data(),
+      result.codes.data(), rests.data(), result.scale.data(), result.explained.data(), levels.data(),
+      layers.rows,         columns,      layers.rows};
+  cuda_on_cpu::launch(rows, threads, 0, search_kernel<T>, state, steps, kSeed);
   return result;
 }
 
 template <class T>
-void expect_same_search(const Layers<T>& layers, int bits, int steps, int threads) {
+void expect_same_search(const Layers<T>& layers, int bits, int steps, int threads, bool mixed = false) {
+  const std::vector<int8_t> levels = row_levels(layers.groups * layers.rows, bits, mixed);
   const Codes start = fwa_on_cpu(layers, bits);
-  const Codes cpu = search_on_cpu(layers, start, level_limit(bits), steps);
-  const Codes cuda = search_by_kernel(layers, start, level_limit(bits), steps, threads);
+  const Codes cpu = search_on_cpu(layers, start, levels, steps);
+  const Codes cuda = search_by_kernel(layers, start, levels, steps, threads);
+  EXPECT_EQ(uses_both_ends(cpu.codes, bits), mixed);
   EXPECT_EQ(cpu.codes, cuda.codes);
   EXPECT_NE(cpu.codes, start.codes);
   for (size_t r = 0; r < cpu.scale.size(); ++r) {
@@ -96,12 +93,16 @@ TYPED_TEST(SearchKernel, AgreesWithTheCpuInGroupsSmallerThanAWarp) {
   expect_same_search(Layers<TypeParam>(2, 2, 9, 2), 2, 2 * kPhase, 32);
 }
 
+TYPED_TEST(SearchKernel, EveryRowKeepsToItsOwnLevels) {
+  expect_same_search(Layers<TypeParam>(1, 5, 70, 1), 2, 3 * kPhase + 5, 64, true);
+}
+
 TYPED_TEST(SearchKernel, RowsThatExplainNothingStay) {
   Layers<TypeParam> layers(1, 2, 10, 3);
   Codes start = fwa_on_cpu(layers, 4);
   std::fill_n(start.codes.begin(), 10, 0);
-  const Codes cpu = search_on_cpu(layers, start, 7, 50);
-  const Codes cuda = search_by_kernel(layers, start, 7, 50, 32);
+  const Codes cpu = search_on_cpu(layers, start, row_levels(2, 4, false), 50);
+  const Codes cuda = search_by_kernel(layers, start, row_levels(2, 4, false), 50, 32);
   EXPECT_EQ(cpu.codes, cuda.codes);
   for (const Codes& result : {cpu, cuda}) {
     EXPECT_TRUE(std::all_of(result.codes.begin(), result.codes.begin() + 10, [](int c) { return c == 0; }));

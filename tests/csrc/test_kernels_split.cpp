@@ -36,17 +36,18 @@ void pass_on(std::vector<T>& target, const std::vector<T>& amounts, const std::v
 }
 
 template <class T>
-Codes descend_on_cpu(const Layers<T>& layers, const Codes& start, int planes, int limit, int rounds) {
+Codes descend_on_cpu(const Layers<T>& layers, const Codes& start, int planes,
+                     const std::vector<int8_t>& levels, int rounds) {
   Codes result = start;
   result.explained.resize(start.scale.size());
   result.rounds.resize(start.scale.size());
   const Panels<T> panels = packed_gram(layers);
-  const Problem<T> problem{panels, layers.cross.data(), layers.rows, planes, limit, rounds};
+  const Problem<T> problem{panels, layers.cross.data(), layers.rows, planes, rounds};
   for (int g = 0; g < layers.groups; ++g) {
     const int row = g * layers.rows;
     Tile<T>(problem, g, 0, layers.rows,
-            {&result.codes[row * layers.columns], &result.scale[row], &result.explained[row],
-             &result.rounds[row]})
+            {&levels[2 * row], &result.codes[row * layers.columns], &result.scale[row],
+             &result.explained[row], &result.rounds[row]})
         .solve();
   }
   return result;
@@ -54,7 +55,8 @@ Codes descend_on_cpu(const Layers<T>& layers, const Codes& start, int planes, in
 
 // The launcher of split_cuda.cu, word for word, with loops for its tensor operations.
 template <class T>
-Codes descend_by_kernels(const Layers<T>& layers, const Codes& start, int planes, int limit, int rounds) {
+Codes descend_by_kernels(const Layers<T>& layers, const Codes& start, int planes,
+                         const std::vector<int8_t>& levels, int rounds) {
   const int groups = layers.groups, rows = layers.rows, columns = layers.columns, all = groups * rows;
   Codes result = start;
   std::vector<T> cross(all * columns), inverse(groups * columns), amounts(all * kColumns, T(99));
@@ -86,6 +88,7 @@ Codes descend_by_kernels(const Layers<T>& layers, const Codes& start, int planes
                               digits.data(),
                               growth.data(),
                               explained.data(),
+                              levels.data(),
                               active.data(),
                               moved.data(),
                               amounts.data(),
@@ -100,7 +103,7 @@ Codes descend_by_kernels(const Layers<T>& layers, const Codes& start, int planes
     std::fill(moved.begin(), moved.end(), 0);
     for (int plane = planes - 1; plane >= 0; --plane)
       for (int first = 0; first < columns; first += kColumns) {
-        cuda_on_cpu::launch(grid, kWarpsPerBlock * kWarp, 0, sweep_kernel<T>, state, plane, first, T(limit));
+        cuda_on_cpu::launch(grid, kWarpsPerBlock * kWarp, 0, sweep_kernel<T>, state, plane, first);
         pass_on(residual, amounts, layers.gram, groups, rows, columns, first);
       }
     active = moved;
@@ -114,14 +117,18 @@ Codes descend_by_kernels(const Layers<T>& layers, const Codes& start, int planes
   return result;
 }
 
+enum class Grid { planes, symmetric, mixed };
+
 template <class T>
-void expect_same_descent(const Layers<T>& layers, int bits, bool by_planes,
-                         std::vector<int> all_rounds = {100}) {
-  const int planes = by_planes ? plane_count(bits) : 1, limit = by_planes ? 1 : level_limit(bits);
+void expect_same_descent(const Layers<T>& layers, int bits, Grid grid, std::vector<int> all_rounds = {100}) {
+  const bool by_planes = grid == Grid::planes;
+  const int planes = by_planes ? plane_count(bits) : 1;
+  const std::vector<int8_t> levels =
+      row_levels(layers.groups * layers.rows, by_planes ? 2 : bits, grid == Grid::mixed);
   const Codes start = fwa_on_cpu(layers, bits);
   for (const int rounds : all_rounds) {
-    const Codes cpu = descend_on_cpu(layers, start, planes, limit, rounds);
-    const Codes cuda = descend_by_kernels(layers, start, planes, limit, rounds);
+    const Codes cpu = descend_on_cpu(layers, start, planes, levels, rounds);
+    const Codes cuda = descend_by_kernels(layers, start, planes, levels, rounds);
     EXPECT_EQ(cpu.rounds, cuda.rounds);
     EXPECT_EQ(cpu.codes, cuda.codes);
     const double tolerance = sizeof(T) == 4 ? 1e-5 : 1e-12;
@@ -131,25 +138,31 @@ void expect_same_descent(const Layers<T>& layers, int bits, bool by_planes,
     }
     if (rounds == 100) {
       EXPECT_NE(cpu.codes, start.codes) << "a test that moves nothing shows nothing";
+      EXPECT_EQ(uses_both_ends(cpu.codes, bits), grid == Grid::mixed);
     }
   }
 }
 
 TYPED_TEST(SplitKernels, PlanesAgreeWithTheCpu) {
-  expect_same_descent(Layers<TypeParam>(1, 5, 70, 1), 4, true);
+  expect_same_descent(Layers<TypeParam>(1, 5, 70, 1), 4, Grid::planes);
 }
 
 TYPED_TEST(SplitKernels, PolishAgreesWithTheCpu) {
-  expect_same_descent(Layers<TypeParam>(1, 5, 70, 2), 3, false);
+  expect_same_descent(Layers<TypeParam>(1, 5, 70, 2), 3, Grid::symmetric);
+}
+
+TYPED_TEST(SplitKernels, EveryRowKeepsToItsOwnLevels) {
+  for (const int bits : {2, 3}) expect_same_descent(Layers<TypeParam>(2, 5, 70, 2), bits, Grid::mixed);
 }
 
 TYPED_TEST(SplitKernels, GroupsOfMoreRowsThanABlockHasWarps) {
-  expect_same_descent(Layers<TypeParam>(2, 9, 10, 3), 3, true, {0, 1, 100});
+  expect_same_descent(Layers<TypeParam>(2, 9, 10, 3), 3, Grid::planes, {0, 1, 100});
 }
 
-TYPED_TEST(SplitKernels, FeedbackAgreesWithTheCpu) {
-  using T = TypeParam;
+template <class T>
+void expect_same_feedback(bool mixed) {
   const int groups = 2, rows = 5, columns = 70, bits = 3;
+  const std::vector<int8_t> levels = row_levels(groups * rows, bits, mixed);
   const Layers<T> layers(groups, rows, columns, 4);
   const Codes fit = fwa_on_cpu(layers, bits);
   std::mt19937 random(5);
@@ -173,7 +186,7 @@ TYPED_TEST(SplitKernels, FeedbackAgreesWithTheCpu) {
                 rows,
                 &layers.weight[g * rows * columns],
                 &fit.scale[g * rows],
-                level_limit(bits),
+                &levels[2 * g * rows],
                 &cpu[g * rows * columns],
                 &cpu_loss[g * rows]}
         .round(0, rows);
@@ -190,13 +203,17 @@ TYPED_TEST(SplitKernels, FeedbackAgreesWithTheCpu) {
   for (int first = 0; first < columns; first += kColumns) {
     cuda_on_cpu::launch({1, groups}, kWarpsPerBlock * kWarp, 0, feedback_kernel<T>, (const T*)wanted.data(),
                         (const T*)weight.data(), (const T*)shares.data(), (const T*)diagonal.data(),
-                        cuda.data(), excess.data(), cuda_loss.data(), rows, columns, first,
-                        T(level_limit(bits)));
+                        levels.data(), cuda.data(), excess.data(), cuda_loss.data(), rows, columns, first);
     pass_on(wanted, excess, shares, groups, rows, columns, first);
   }
   EXPECT_EQ(cpu, cuda);
+  EXPECT_EQ(uses_both_ends(cpu, bits), mixed);
   for (int r = 0; r < groups * rows; ++r)
     EXPECT_NEAR(cpu_loss[r] / (cuda_loss[r] * fit.scale[r] * fit.scale[r]), 1, 1e-5);
+}
+
+TYPED_TEST(SplitKernels, FeedbackAgreesWithTheCpu) {
+  for (const bool mixed : {false, true}) expect_same_feedback<TypeParam>(mixed);
 }
 
 TYPED_TEST(SplitKernels, WeightSpaceAgreesWithTheCpu) {
@@ -243,10 +260,11 @@ TYPED_TEST(SplitKernels, BestDigitsOfAVectorAreThoseOfTheCore) {
   }
   residual[1] = 1;  // a tie: 1 / (0.5 * 4) = 0.5 above the digit -6
   Differences<T> differences;
-  best_digits(residual, digits, inverse, T(2), T(7), best, differences);
+  const Levels<T> levels{T(-7), T(5)};
+  best_digits(residual, digits, inverse, T(2), levels, best, differences);
   int64_t first = Vectors<T>::lanes;
   for (int64_t n = Vectors<T>::lanes - 1; n >= 0; --n) {
-    EXPECT_EQ(best[n], best_digit(T(digits[n]), residual[n], inverse[n], T(2), T(7)));
+    EXPECT_EQ(best[n], best_digit(T(digits[n]), residual[n], inverse[n], T(2), levels));
     if (best[n] != digits[n]) first = n;
   }
   EXPECT_EQ(differences.first(0), first);

@@ -41,14 +41,41 @@ void check_scale(const at::Tensor& scale, int64_t groups, int64_t rows, const at
               "scale must be positive and finite");
 }
 
-void check_codes(const at::Tensor& codes, int64_t bits, const at::Tensor& like) {
+void check_codes(const at::Tensor& codes, const at::Tensor& like) {
   TORCH_CHECK(codes.scalar_type() == at::kChar, "codes must be int8, got ", codes.scalar_type());
   TORCH_CHECK(codes.dim() == 3, "codes must have 3 axes (groups, rows, columns), got shape ", codes.sizes());
   TORCH_CHECK(codes.device() == like.device(), "codes must be on ", like.device(), ", got ", codes.device());
+}
+
+void check_limit(const at::Tensor& codes, int64_t bits) {
   const int limit = level_limit(static_cast<int>(bits));
   TORCH_CHECK(codes.numel() == 0 || (codes.min().item<int>() >= -limit && codes.max().item<int>() <= limit),
               "codes must lie in -", limit, "..", limit, " for ", bits, " bits, got ",
               codes.min().item<int>(), "..", codes.max().item<int>());
+}
+
+// int8 [groups, rows, 2] with lowest <= 0 <= highest and room between them.
+void check_levels(const at::Tensor& levels, int64_t groups, int64_t rows, const at::Tensor& like) {
+  TORCH_CHECK(levels.scalar_type() == at::kChar, "levels must be int8, got ", levels.scalar_type());
+  TORCH_CHECK(levels.device() == like.device(), "levels must be on ", like.device(), ", got ",
+              levels.device());
+  check_shape(levels, "levels", {groups, rows, 2});
+  const at::Tensor low = levels.select(2, 0), high = levels.select(2, 1);
+  TORCH_CHECK((low <= 0).logical_and(high >= 0).logical_and(low < high).all().item<bool>(),
+              "levels must be pairs (lowest, highest) with lowest <= 0 <= highest and lowest < highest");
+}
+
+// Every code inside the levels of its row.
+void check_inside(const at::Tensor& codes, const at::Tensor& levels) {
+  if (codes.numel() == 0) return;
+  const at::Tensor lowest = codes.amin(2), highest = codes.amax(2);
+  const at::Tensor outside = (lowest < levels.select(2, 0)).logical_or(highest > levels.select(2, 1));
+  if (!outside.any().item<bool>()) return;
+  const int64_t row = outside.flatten().nonzero()[0].item<int64_t>(), rows = codes.size(1);
+  const at::Tensor allowed = levels.flatten(0, 1)[row];
+  TORCH_CHECK(false, "codes must lie within the levels of their row; row ", row % rows, " of group ",
+              row / rows, " has the levels ", allowed[0].item<int>(), "..", allowed[1].item<int>(),
+              " and codes ", lowest.flatten()[row].item<int>(), "..", highest.flatten()[row].item<int>());
 }
 
 // Rows of codes and scales may be several starts of the M channels, one after another.
@@ -66,13 +93,19 @@ void check_response(const at::Tensor& codes, const at::Tensor& gram, const at::T
   check_rows(codes.size(1), cross.size(2), "codes");
 }
 
-// The arguments of a descent, from any start of its own.
+// The arguments of a descent but for the range of the codes.
 void check_descent(const at::Tensor& codes, const at::Tensor& scale, const at::Tensor& gram,
-                   const at::Tensor& cross, int64_t bits) {
-  check_bits(bits);
-  check_codes(codes, bits, codes);
+                   const at::Tensor& cross) {
+  check_codes(codes, codes);
   check_response(codes, gram, cross);
   check_scale(scale, codes.size(0), codes.size(1), codes);
+}
+
+void check_descent_in(const at::Tensor& levels, const at::Tensor& codes, const at::Tensor& scale,
+                      const at::Tensor& gram, const at::Tensor& cross) {
+  check_descent(codes, scale, gram, cross);
+  check_levels(levels, codes.size(0), codes.size(1), codes);
+  check_inside(codes, levels);
 }
 
 Descent empty_descent(const at::Tensor& codes, const at::Tensor& scale) {
@@ -80,14 +113,11 @@ Descent empty_descent(const at::Tensor& codes, const at::Tensor& scale) {
 }
 
 Descent descend(const at::Tensor& codes, const at::Tensor& scale, const at::Tensor& gram,
-                const at::Tensor& cross, int64_t bits, int64_t rounds, bool by_planes, DescentKernel kernel) {
-  check_rounds(rounds);
-  check_descent(codes, scale, gram, cross, bits);
+                const at::Tensor& cross, const at::Tensor& levels, int planes, int64_t rounds,
+                DescentKernel kernel) {
   if (codes.numel() == 0) return empty_descent(codes, scale);
-  const int planes = by_planes ? plane_count(static_cast<int>(bits)) : 1;
-  const int limit = by_planes ? 1 : level_limit(static_cast<int>(bits));
-  return kernel(codes.contiguous(), scale.contiguous(), gram.contiguous(), cross.contiguous(), planes, limit,
-                static_cast<int>(rounds));
+  return kernel(codes.contiguous(), scale.contiguous(), gram.contiguous(), cross.contiguous(),
+                levels.contiguous(), planes, static_cast<int>(rounds));
 }
 
 }  // namespace
@@ -106,7 +136,8 @@ Fit ofwa(const at::Tensor& weight, const at::Tensor& codes, const at::Tensor& sc
   check_bits(bits);
   check_rounds(rounds);
   check_matrix(weight, "weight", weight);
-  check_codes(codes, bits, weight);
+  check_codes(codes, weight);
+  check_limit(codes, bits);
   check_shape(codes, "codes", weight.sizes());
   check_scale(scale, weight.size(0), weight.size(1), weight);
   if (weight.numel() == 0) return {codes.clone(), scale.clone()};
@@ -116,27 +147,35 @@ Fit ofwa(const at::Tensor& weight, const at::Tensor& codes, const at::Tensor& sc
 
 Descent planes(const at::Tensor& codes, const at::Tensor& scale, const at::Tensor& gram,
                const at::Tensor& cross, int64_t bits, int64_t rounds, DescentKernel kernel) {
-  return descend(codes, scale, gram, cross, bits, rounds, true, kernel);
+  check_bits(bits);
+  check_rounds(rounds);
+  check_descent(codes, scale, gram, cross);
+  check_limit(codes, bits);
+  const at::Tensor digits = at::ones({codes.size(0), codes.size(1), 2}, codes.options());
+  digits.select(2, 0).fill_(-1);
+  return descend(codes, scale, gram, cross, digits, plane_count(static_cast<int>(bits)), rounds, kernel);
 }
 
 Descent polish(const at::Tensor& codes, const at::Tensor& scale, const at::Tensor& gram,
-               const at::Tensor& cross, int64_t bits, int64_t rounds, DescentKernel kernel) {
-  return descend(codes, scale, gram, cross, bits, rounds, false, kernel);
+               const at::Tensor& cross, const at::Tensor& levels, int64_t rounds, DescentKernel kernel) {
+  check_rounds(rounds);
+  check_descent_in(levels, codes, scale, gram, cross);
+  return descend(codes, scale, gram, cross, levels, 1, rounds, kernel);
 }
 
 Descent search(const at::Tensor& codes, const at::Tensor& scale, const at::Tensor& gram,
-               const at::Tensor& cross, int64_t bits, int64_t steps, int64_t seed, SearchKernel kernel) {
+               const at::Tensor& cross, const at::Tensor& levels, int64_t steps, int64_t seed,
+               SearchKernel kernel) {
   TORCH_CHECK(steps >= 0 && steps <= kMostSearchSteps, "steps must be 0 to ", kMostSearchSteps, ", got ",
               steps);
-  check_descent(codes, scale, gram, cross, bits);
+  check_descent_in(levels, codes, scale, gram, cross);
   if (codes.numel() == 0) return empty_descent(codes, scale);
   return kernel(codes.contiguous(), scale.contiguous(), gram.contiguous(), cross.contiguous(),
-                level_limit(static_cast<int>(bits)), static_cast<int>(steps), seed);
+                levels.contiguous(), static_cast<int>(steps), seed);
 }
 
-Rounded feedback(const at::Tensor& target, const at::Tensor& scale, const at::Tensor& factor, int64_t bits,
-                 FeedbackKernel kernel) {
-  check_bits(bits);
+Rounded feedback(const at::Tensor& target, const at::Tensor& scale, const at::Tensor& factor,
+                 const at::Tensor& levels, FeedbackKernel kernel) {
   check_matrix(target, "target", target);
   check_matrix(factor, "factor", target);
   const int64_t groups = target.size(0), columns = target.size(2);
@@ -144,12 +183,13 @@ Rounded feedback(const at::Tensor& target, const at::Tensor& scale, const at::Te
   TORCH_CHECK(scale.dim() == 2, "scale must have 2 axes (groups, rows), got shape ", scale.sizes());
   check_scale(scale, groups, scale.size(1), target);
   check_rows(scale.size(1), target.size(1), "scale");
+  check_levels(levels, groups, scale.size(1), target);
   TORCH_CHECK(factor.numel() == 0 || (factor.diagonal(0, 1, 2) > 0).all().item<bool>(),
               "factor must have a positive diagonal");
   if (scale.numel() == 0 || columns == 0)
     return {at::zeros({groups, scale.size(1), columns}, target.options().dtype(at::kChar)),
             at::zeros_like(scale)};
-  return kernel(target.contiguous(), scale.contiguous(), factor.contiguous(), static_cast<int>(bits));
+  return kernel(target.contiguous(), scale.contiguous(), factor.contiguous(), levels.contiguous());
 }
 
 namespace {
@@ -157,7 +197,7 @@ namespace {
 // yy - 2 s q.c + s^2 q G q in float64, where q.c and q G q come from one product with G.
 at::Tensor objective(const at::Tensor& codes, const at::Tensor& scale, const at::Tensor& gram,
                      const at::Tensor& cross, const at::Tensor& energy) {
-  check_codes(codes, 8, codes);
+  check_codes(codes, codes);
   check_response(codes, gram, cross);
   check_scale(scale, codes.size(0), codes.size(1), codes);
   TORCH_CHECK(energy.scalar_type() == at::kDouble, "energy must be float64, got ", energy.scalar_type());
@@ -180,12 +220,12 @@ TORCH_LIBRARY_FRAGMENT(bitsplit, m) {
       "planes(Tensor codes, Tensor scale, Tensor gram, Tensor cross, int bits, int rounds)"
       " -> (Tensor codes, Tensor scale, Tensor explained, Tensor rounds_used)");
   m.def(
-      "polish(Tensor codes, Tensor scale, Tensor gram, Tensor cross, int bits, int rounds)"
+      "polish(Tensor codes, Tensor scale, Tensor gram, Tensor cross, Tensor levels, int rounds)"
       " -> (Tensor codes, Tensor scale, Tensor explained, Tensor rounds_used)");
   m.def(
-      "search(Tensor codes, Tensor scale, Tensor gram, Tensor cross, int bits, int steps, int seed)"
+      "search(Tensor codes, Tensor scale, Tensor gram, Tensor cross, Tensor levels, int steps, int seed)"
       " -> (Tensor codes, Tensor scale, Tensor explained, Tensor rounds_used)");
-  m.def("feedback(Tensor target, Tensor scale, Tensor factor, int bits) -> (Tensor codes, Tensor loss)");
+  m.def("feedback(Tensor target, Tensor scale, Tensor factor, Tensor levels) -> (Tensor codes, Tensor loss)");
   m.def("objective(Tensor codes, Tensor scale, Tensor gram, Tensor cross, Tensor energy) -> Tensor");
 }
 

@@ -64,31 +64,32 @@ Panels<T> packed_gram(const at::Tensor& gram) {
 
 template <class T>
 Descent descend_as(const at::Tensor& codes, const at::Tensor& scale, const at::Tensor& gram,
-                   const at::Tensor& cross, int planes, int limit, int rounds) {
+                   const at::Tensor& cross, const at::Tensor& levels, int planes, int rounds) {
   const int64_t rows = codes.size(1), columns = codes.size(2);
   const at::Tensor out_codes = codes.clone(), out_scale = scale.clone(), explained = at::empty_like(scale);
   const at::Tensor rounds_used = at::empty(scale.sizes(), scale.options().dtype(at::kLong));
   const Panels<T> panels = packed_gram<T>(gram);
-  const Problem<T> problem{panels, cross.const_data_ptr<T>(), cross.size(2), planes, limit, rounds};
+  const Problem<T> problem{panels, cross.const_data_ptr<T>(), cross.size(2), planes, rounds};
   for_each_tile(codes.size(0), rows, [&](int64_t group, int64_t first, int64_t count) {
     const int64_t row = group * rows + first;
     Tile<T>(problem, group, first, count,
-            {out_codes.mutable_data_ptr<int8_t>() + row * columns, out_scale.mutable_data_ptr<double>() + row,
-             explained.mutable_data_ptr<double>() + row, rounds_used.mutable_data_ptr<int64_t>() + row})
+            {levels.const_data_ptr<int8_t>() + 2 * row, out_codes.mutable_data_ptr<int8_t>() + row * columns,
+             out_scale.mutable_data_ptr<double>() + row, explained.mutable_data_ptr<double>() + row,
+             rounds_used.mutable_data_ptr<int64_t>() + row})
         .solve();
   });
   return {out_codes, out_scale, explained, rounds_used};
 }
 
 Descent descend_cpu(const at::Tensor& codes, const at::Tensor& scale, const at::Tensor& gram,
-                    const at::Tensor& cross, int planes, int limit, int rounds) {
+                    const at::Tensor& cross, const at::Tensor& levels, int planes, int rounds) {
   const bool single = cross.scalar_type() == at::kFloat;
-  return (single ? descend_as<float> : descend_as<double>)(codes, scale, gram, cross, planes, limit, rounds);
+  return (single ? descend_as<float> : descend_as<double>)(codes, scale, gram, cross, levels, planes, rounds);
 }
 
 template <class T>
 Descent search_as(const at::Tensor& codes, const at::Tensor& scale, const at::Tensor& gram,
-                  const at::Tensor& cross, int limit, int steps, int64_t seed) {
+                  const at::Tensor& cross, const at::Tensor& levels, int steps, int64_t seed) {
   const int64_t rows = codes.size(1), columns = codes.size(2), channels = cross.size(2);
   const at::Tensor out_codes = codes.clone(), out_scale = scale.clone(), explained = at::empty_like(scale);
   const Panels<T> panels = packed_gram<T>(gram);
@@ -101,7 +102,7 @@ Descent search_as(const at::Tensor& codes, const at::Tensor& scale, const at::Te
       double& unit = out_scale.mutable_data_ptr<double>()[row];
       const T* const row_cross = cross.const_data_ptr<T>() + group * columns * channels + channel;
       RowSearch<T> search(panels, group, tile + r * columns, row_cross, channels, &products[r * kBlock],
-                          stride, unit, limit);
+                          stride, unit, levels_of_row<T>(levels.const_data_ptr<int8_t>(), row));
       const Explained found = search.run(steps, seed, group * channels + channel, tile + r * columns);
       explained.mutable_data_ptr<double>()[row] = found.value_in(unit);
       unit = found.possible() ? unit * found.scale() : unit;
@@ -111,13 +112,14 @@ Descent search_as(const at::Tensor& codes, const at::Tensor& scale, const at::Te
 }
 
 Descent search_cpu(const at::Tensor& codes, const at::Tensor& scale, const at::Tensor& gram,
-                   const at::Tensor& cross, int limit, int steps, int64_t seed) {
+                   const at::Tensor& cross, const at::Tensor& levels, int steps, int64_t seed) {
   const bool single = cross.scalar_type() == at::kFloat;
-  return (single ? search_as<float> : search_as<double>)(codes, scale, gram, cross, limit, steps, seed);
+  return (single ? search_as<float> : search_as<double>)(codes, scale, gram, cross, levels, steps, seed);
 }
 
 template <class T>
-Rounded feedback_as(const at::Tensor& target, const at::Tensor& scale, const at::Tensor& factor, int bits) {
+Rounded feedback_as(const at::Tensor& target, const at::Tensor& scale, const at::Tensor& factor,
+                    const at::Tensor& levels) {
   const int64_t channels = target.size(1), columns = target.size(2), rows = scale.size(1);
   const at::Tensor codes = at::empty({target.size(0), rows, columns}, target.options().dtype(at::kChar));
   const at::Tensor loss = at::empty_like(scale);
@@ -135,7 +137,7 @@ Rounded feedback_as(const at::Tensor& target, const at::Tensor& scale, const at:
                 channels,
                 target.const_data_ptr<T>() + group * channels * columns,
                 scale.const_data_ptr<double>() + group * rows,
-                level_limit(bits),
+                levels.const_data_ptr<int8_t>() + 2 * group * rows,
                 codes.mutable_data_ptr<int8_t>() + group * rows * columns,
                 loss.mutable_data_ptr<double>() + group * rows}
         .round(first, count);
@@ -143,9 +145,10 @@ Rounded feedback_as(const at::Tensor& target, const at::Tensor& scale, const at:
   return {codes, loss};
 }
 
-Rounded feedback_cpu(const at::Tensor& target, const at::Tensor& scale, const at::Tensor& factor, int bits) {
-  return (target.scalar_type() == at::kFloat ? feedback_as<float> : feedback_as<double>)(target, scale,
-                                                                                         factor, bits);
+Rounded feedback_cpu(const at::Tensor& target, const at::Tensor& scale, const at::Tensor& factor,
+                     const at::Tensor& levels) {
+  const bool single = target.scalar_type() == at::kFloat;
+  return (single ? feedback_as<float> : feedback_as<double>)(target, scale, factor, levels);
 }
 
 // solve(weights, codes, scale) for every row, in parallel.
@@ -187,16 +190,18 @@ TORCH_LIBRARY_IMPL(bitsplit, CPU, m) {
   m.impl("planes",
          [](const Tensor& codes, const Tensor& scale, const Tensor& gram, const Tensor& cross, int64_t bits,
             int64_t rounds) { return planes(codes, scale, gram, cross, bits, rounds, descend_cpu); });
-  m.impl("polish",
-         [](const Tensor& codes, const Tensor& scale, const Tensor& gram, const Tensor& cross, int64_t bits,
-            int64_t rounds) { return polish(codes, scale, gram, cross, bits, rounds, descend_cpu); });
+  m.impl("polish", [](const Tensor& codes, const Tensor& scale, const Tensor& gram, const Tensor& cross,
+                      const Tensor& levels, int64_t rounds) {
+    return polish(codes, scale, gram, cross, levels, rounds, descend_cpu);
+  });
   m.impl("search", [](const Tensor& codes, const Tensor& scale, const Tensor& gram, const Tensor& cross,
-                      int64_t bits, int64_t steps, int64_t seed) {
-    return search(codes, scale, gram, cross, bits, steps, seed, search_cpu);
+                      const Tensor& levels, int64_t steps, int64_t seed) {
+    return search(codes, scale, gram, cross, levels, steps, seed, search_cpu);
   });
-  m.impl("feedback", [](const Tensor& target, const Tensor& scale, const Tensor& factor, int64_t bits) {
-    return feedback(target, scale, factor, bits, feedback_cpu);
-  });
+  m.impl("feedback",
+         [](const Tensor& target, const Tensor& scale, const Tensor& factor, const Tensor& levels) {
+           return feedback(target, scale, factor, levels, feedback_cpu);
+         });
 }
 
 }  // namespace

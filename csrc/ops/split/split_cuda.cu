@@ -63,7 +63,7 @@ Tensor split_into_planes(const Tensor& codes, int planes) {
 
 template <class T>
 Descent descend_as(const Tensor& codes, const Tensor& scale, const Tensor& gram_given,
-                   const Tensor& cross_given, int planes, int limit, int rounds) {
+                   const Tensor& cross_given, const Tensor& levels, int planes, int rounds) {
   const int64_t groups = codes.size(0), rows = codes.size(1), columns = codes.size(2);
   const Tensor gram = gram_given.to(cross_given.scalar_type());
   const Tensor cross = in_units(cross_given.transpose(1, 2), scale);
@@ -84,6 +84,7 @@ Descent descend_as(const Tensor& codes, const Tensor& scale, const Tensor& gram_
                               digits.mutable_data_ptr<int8_t>(),
                               growth.mutable_data_ptr<double>(),
                               explained.mutable_data_ptr<double>(),
+                              levels.const_data_ptr<int8_t>(),
                               active.const_data_ptr<int>(),
                               moved.mutable_data_ptr<int>(),
                               amounts.mutable_data_ptr<T>(),
@@ -101,7 +102,7 @@ Descent descend_as(const Tensor& codes, const Tensor& scale, const Tensor& gram_
     moved.zero_();
     for (int plane = planes - 1; plane >= 0; --plane)
       for (int64_t first = 0; first < columns; first += kColumns) {
-        sweep_kernel<T><<<warp_grid(rows, groups), kWarpThreads, 0, stream>>>(state, plane, first, limit);
+        sweep_kernel<T><<<warp_grid(rows, groups), kWarpThreads, 0, stream>>>(state, plane, first);
         C10_CUDA_KERNEL_LAUNCH_CHECK();
         pass_on(residual, amounts, gram, first, 0);
       }
@@ -113,15 +114,15 @@ Descent descend_as(const Tensor& codes, const Tensor& scale, const Tensor& gram_
 }
 
 Descent descend_cuda(const Tensor& codes, const Tensor& scale, const Tensor& gram, const Tensor& cross,
-                     int planes, int limit, int rounds) {
+                     const Tensor& levels, int planes, int rounds) {
   const c10::cuda::CUDAGuard guard(codes.device());
   const bool single = cross.scalar_type() == at::kFloat;
-  return (single ? descend_as<float> : descend_as<double>)(codes, scale, gram, cross, planes, limit, rounds);
+  return (single ? descend_as<float> : descend_as<double>)(codes, scale, gram, cross, levels, planes, rounds);
 }
 
 template <class T>
 Descent search_as(const Tensor& codes, const Tensor& scale, const Tensor& gram_given,
-                  const Tensor& cross_given, int limit, int steps, int64_t seed) {
+                  const Tensor& cross_given, const Tensor& levels, int steps, int64_t seed) {
   const Tensor gram = gram_given.to(cross_given.scalar_type());
   const Tensor cross = in_units(cross_given.transpose(1, 2), scale);
   const Tensor now = codes.clone(), best = at::empty_like(codes), products = at::zeros_like(cross);
@@ -138,24 +139,25 @@ Descent search_as(const Tensor& codes, const Tensor& scale, const Tensor& gram_g
                              rests.mutable_data_ptr<int32_t>(),
                              out_scale.mutable_data_ptr<double>(),
                              explained.mutable_data_ptr<double>(),
+                             levels.const_data_ptr<int8_t>(),
                              static_cast<int>(codes.size(1)),
                              static_cast<int>(codes.size(2)),
                              static_cast<int>(cross_given.size(2))};
   search_kernel<T><<<scale.numel(), kSearchThreads, 0, c10::cuda::getCurrentCUDAStream()>>>(
-      state, limit, steps, static_cast<uint64_t>(seed));
+      state, steps, static_cast<uint64_t>(seed));
   C10_CUDA_KERNEL_LAUNCH_CHECK();
   return {best, out_scale, explained, at::full_like(scale, steps, scale.options().dtype(at::kLong))};
 }
 
 Descent search_cuda(const Tensor& codes, const Tensor& scale, const Tensor& gram, const Tensor& cross,
-                    int limit, int steps, int64_t seed) {
+                    const Tensor& levels, int steps, int64_t seed) {
   const c10::cuda::CUDAGuard guard(codes.device());
   const bool single = cross.scalar_type() == at::kFloat;
-  return (single ? search_as<float> : search_as<double>)(codes, scale, gram, cross, limit, steps, seed);
+  return (single ? search_as<float> : search_as<double>)(codes, scale, gram, cross, levels, steps, seed);
 }
 
 template <class T>
-Rounded feedback_as(const Tensor& target, const Tensor& scale, const Tensor& factor, int bits) {
+Rounded feedback_as(const Tensor& target, const Tensor& scale, const Tensor& factor, const Tensor& levels) {
   const int64_t groups = target.size(0), rows = scale.size(1), columns = target.size(2);
   const Tensor shares = factor.div(factor.diagonal(0, 1, 2).unsqueeze(1)).triu(1).to(target.scalar_type());
   const Tensor weight = in_units(target, scale), wanted = weight.clone();
@@ -166,18 +168,18 @@ Rounded feedback_as(const Tensor& target, const Tensor& scale, const Tensor& fac
   for (int64_t first = 0; first < columns; first += kColumns) {
     feedback_kernel<T><<<warp_grid(rows, groups), kWarpThreads, 0, stream>>>(
         wanted.const_data_ptr<T>(), weight.const_data_ptr<T>(), shares.const_data_ptr<T>(),
-        diagonal.const_data_ptr<T>(), codes.mutable_data_ptr<int8_t>(), excess.mutable_data_ptr<T>(),
-        loss.mutable_data_ptr<double>(), rows, columns, first, level_limit(bits));
+        diagonal.const_data_ptr<T>(), levels.const_data_ptr<int8_t>(), codes.mutable_data_ptr<int8_t>(),
+        excess.mutable_data_ptr<T>(), loss.mutable_data_ptr<double>(), rows, columns, first);
     C10_CUDA_KERNEL_LAUNCH_CHECK();
     if (first + kColumns < columns) pass_on(wanted, excess, shares, first, first + kColumns);
   }
   return {codes, loss.mul_(scale).mul_(scale)};
 }
 
-Rounded feedback_cuda(const Tensor& target, const Tensor& scale, const Tensor& factor, int bits) {
+Rounded feedback_cuda(const Tensor& target, const Tensor& scale, const Tensor& factor, const Tensor& levels) {
   const c10::cuda::CUDAGuard guard(target.device());
-  return (target.scalar_type() == at::kFloat ? feedback_as<float> : feedback_as<double>)(target, scale,
-                                                                                         factor, bits);
+  const bool single = target.scalar_type() == at::kFloat;
+  return (single ? feedback_as<float> : feedback_as<double>)(target, scale, factor, levels);
 }
 
 Fit fwa_cuda(const Tensor& weight, int bits) {
@@ -213,16 +215,18 @@ TORCH_LIBRARY_IMPL(bitsplit, CUDA, m) {
   m.impl("planes",
          [](const Tensor& codes, const Tensor& scale, const Tensor& gram, const Tensor& cross, int64_t bits,
             int64_t rounds) { return planes(codes, scale, gram, cross, bits, rounds, descend_cuda); });
-  m.impl("polish",
-         [](const Tensor& codes, const Tensor& scale, const Tensor& gram, const Tensor& cross, int64_t bits,
-            int64_t rounds) { return polish(codes, scale, gram, cross, bits, rounds, descend_cuda); });
+  m.impl("polish", [](const Tensor& codes, const Tensor& scale, const Tensor& gram, const Tensor& cross,
+                      const Tensor& levels, int64_t rounds) {
+    return polish(codes, scale, gram, cross, levels, rounds, descend_cuda);
+  });
   m.impl("search", [](const Tensor& codes, const Tensor& scale, const Tensor& gram, const Tensor& cross,
-                      int64_t bits, int64_t steps, int64_t seed) {
-    return search(codes, scale, gram, cross, bits, steps, seed, search_cuda);
+                      const Tensor& levels, int64_t steps, int64_t seed) {
+    return search(codes, scale, gram, cross, levels, steps, seed, search_cuda);
   });
-  m.impl("feedback", [](const Tensor& target, const Tensor& scale, const Tensor& factor, int64_t bits) {
-    return feedback(target, scale, factor, bits, feedback_cuda);
-  });
+  m.impl("feedback",
+         [](const Tensor& target, const Tensor& scale, const Tensor& factor, const Tensor& levels) {
+           return feedback(target, scale, factor, levels, feedback_cuda);
+         });
 }
 
 }  // namespace

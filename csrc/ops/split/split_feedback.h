@@ -15,11 +15,11 @@ struct Feedback {
   const Panels<T>& shares;  // packed by pack_shares
   const T* diagonal;        // [padded N], of the factor; zeros beyond N
   int64_t group, channels;
-  const T* target;      // [channels, N]
-  const double* scale;  // [R]
-  int limit;
-  int8_t* codes;  // [R, N]
-  double* loss;   // [R]
+  const T* target;       // [channels, N]
+  const double* scale;   // [R]
+  const int8_t* levels;  // [R, 2]
+  int8_t* codes;         // [R, N]
+  double* loss;          // [R]
 
   // Rows [first, first + rows): block after block what earlier blocks pass on, then the block itself.
   void round(int64_t first, int64_t rows) const {
@@ -33,13 +33,17 @@ struct Feedback {
       subtract_product(passed_on.data(), excess.data(), padded_rows, shares.panel(group, block), block);
       for (int64_t r = 0; r < padded_rows; r += kFeedbackRows) {
         T weight[kBlock * kFeedbackRows] = {}, wanted[kBlock * kFeedbackRows] = {}, lost[kFeedbackRows] = {};
-        for (int64_t lane = 0; lane < std::min(kFeedbackRows, rows - r); ++lane)
+        Levels<T> bounds[kFeedbackRows] = {};
+        for (int64_t lane = 0; lane < std::min(kFeedbackRows, rows - r); ++lane) {
+          const int64_t row = first + r + lane;
+          bounds[lane] = levels_of_row<T>(levels, row);
           for (int64_t n = 0; n < width; ++n) {
-            const int64_t at = n * kFeedbackRows + lane, row = first + r + lane;
+            const int64_t at = n * kFeedbackRows + lane;
             weight[at] = static_cast<T>(target[row % channels * shares.columns + begin + n] / scale[row]);
             wanted[at] = weight[at] + passed_on[(r + lane) * kBlock + n];
           }
-        feedback_block(wanted, weight, shares.square(group, block), diagonal + begin, static_cast<T>(limit),
+        }
+        feedback_block(wanted, weight, shares.square(group, block), diagonal + begin, bounds,
                        &rounded[r * kBlock], &excess[block * size + r * kBlock], lost);
         for (int64_t lane = 0; lane < std::min(kFeedbackRows, rows - r); ++lane)
           loss[first + r + lane] += lost[lane] * scale[first + r + lane] * scale[first + r + lane];

@@ -48,6 +48,7 @@ struct DescentState {
   T* residual;                       // [g, R, N]
   int8_t *codes, *digits;            // [g, R, N], [planes, g, R, N]
   double *scale, *explained;         // [g, R]
+  const int8_t* levels;              // [g, R, 2], of the digits of every plane
   const int* active;                 // [g, R], 0 or 1
   int* moved;                        // [g, R]
   T* amounts;                        // [g, R, 64]: what the residual of the row loses, times rows of G
@@ -57,7 +58,7 @@ struct DescentState {
 // Gives columns first .. first + 63 of one plane their best digits, one after another. grid (rows / 8,
 // groups).
 template <class T>
-__global__ void sweep_kernel(DescentState<T> state, int plane, int first, T limit) {
+__global__ void sweep_kernel(DescentState<T> state, int plane, int first) {
   __shared__ T square[kColumns * kColumns];
   const int group = blockIdx.y, lane = threadIdx.x % kWarp;
   const int row_in_group = blockIdx.x * kWarpsPerBlock + threadIdx.x / kWarp;
@@ -66,6 +67,7 @@ __global__ void sweep_kernel(DescentState<T> state, int plane, int first, T limi
   const int64_t row = int64_t{group} * state.rows + row_in_group;
   const int64_t plane_size = int64_t{state.groups} * state.rows * state.columns;
   const T step = static_cast<T>(state.scale[row] * plane_weight(plane)), inverse_step = 1 / step;
+  const Levels<T> levels = levels_of_row<T>(state.levels, row);
   T residual[2] = {}, inverse[2] = {}, digit[2] = {}, amount[2] = {};
   for (int half = 0; half < 2; ++half) {
     const int column = first + half * kWarp + lane;
@@ -77,7 +79,7 @@ __global__ void sweep_kernel(DescentState<T> state, int plane, int first, T limi
   for (int half = 0; half < 2; ++half) {
     unsigned open = ~0u;  // lanes whose column has not had its turn
     while (true) {
-      const T best = best_digit(digit[half], residual[half], inverse[half], inverse_step, limit);
+      const T best = best_digit(digit[half], residual[half], inverse[half], inverse_step, levels);
       const unsigned differs = __ballot_sync(~0u, best != digit[half]) & open;
       if (differs == 0) break;
       const int owner = __ffs(static_cast<int>(differs)) - 1;
@@ -135,19 +137,20 @@ __global__ void fit_scale_kernel(DescentState<T> state) {
 }
 
 // Rounds columns first .. first + 63 in turn, in units of the scale. grid (rows / 8, groups).
-// wanted, weight, codes: [g, rows, columns]; shares [g, columns, columns] is zero on and below the diagonal;
-// excess [g, rows, 64] = code - weight. What rounding loses, weighted with diagonal [g, columns], adds to
-// loss [g, rows].
+// wanted, weight, codes: [g, rows, columns]; levels [g, rows, 2]; shares [g, columns, columns] is zero on and
+// below the diagonal; excess [g, rows, 64] = code - weight. What rounding loses, weighted with diagonal [g,
+// columns], adds to loss [g, rows].
 template <class T>
 __global__ void feedback_kernel(const T* wanted, const T* weight, const T* shares, const T* diagonal,
-                                int8_t* codes, T* excess, double* loss, int rows, int columns, int first,
-                                T limit) {
+                                const int8_t* levels, int8_t* codes, T* excess, double* loss, int rows,
+                                int columns, int first) {
   __shared__ T square[kColumns * kColumns];
   const int group = blockIdx.y, lane = threadIdx.x % kWarp;
   const int row_in_group = blockIdx.x * kWarpsPerBlock + threadIdx.x / kWarp;
   load_square(shares + int64_t{group} * columns * columns, columns, first, square);
   if (row_in_group >= rows) return;
   const int64_t row = int64_t{group} * rows + row_in_group;
+  const Levels<T> bounds = levels_of_row<T>(levels, row);
   T target[2] = {}, own[2] = {}, surplus[2] = {};
   for (int half = 0; half < 2; ++half) {
     const int column = first + half * kWarp + lane;
@@ -158,7 +161,7 @@ __global__ void feedback_kernel(const T* wanted, const T* weight, const T* share
   double lost = 0;
   for (int n = 0; n < kColumns; ++n) {
     const int half = n / kWarp, owner = n % kWarp, column = first + n;
-    const T code = nearest_code(target[half], limit);
+    const T code = nearest_code(target[half], bounds);
     const T given = __shfl_sync(~0u, code - own[half], owner);
     if (lane == owner) {
       surplus[half] = given;
@@ -182,7 +185,6 @@ __global__ void fwa_kernel(const T* weights, int columns, int bits, int8_t* code
   __shared__ double maxima[kRowThreads];
   const T* const weight = weights + int64_t{blockIdx.x} * columns;
   int8_t* const code = codes + int64_t{blockIdx.x} * columns;
-  const double limit = level_limit(bits);
   double largest = 0;
   for (int n = threadIdx.x; n < columns; n += blockDim.x) {
     const double size = weight[n] < 0 ? -static_cast<double>(weight[n]) : static_cast<double>(weight[n]);
@@ -193,12 +195,12 @@ __global__ void fwa_kernel(const T* weights, int columns, int bits, int8_t* code
   __syncthreads();
   for (unsigned i = 0; i < blockDim.x; ++i) largest = maxima[i] > largest ? maxima[i] : largest;
   const bool dead = largest < kSmallestWeight;
-  double scale = dead ? 1 : largest / limit;
+  double scale = dead ? 1 : largest / level_limit(bits);
   for (int round = 0; round < kMostFwaRounds && !dead; ++round) {
     double dot = 0, norm = 0;
     int moved = 0;
     for (int n = threadIdx.x; n < columns; n += blockDim.x) {
-      const double best = nearest_code(weight[n] / scale, limit);
+      const double best = nearest_code(weight[n] / scale, symmetric_levels<double>(bits));
       moved |= best != code[n];
       code[n] = static_cast<int8_t>(best);
       dot += weight[n] * best;

@@ -7,6 +7,7 @@
 #include <limits>
 #include <type_traits>
 
+#include "core/levels.h"
 #include "core/simd.h"
 #include "core/split_steps.h"
 
@@ -120,12 +121,13 @@ struct Differences {
 // once), and where they are not the present ones.
 template <class T>
 BITSPLIT_SIMD inline void best_digits(const T* residual, const int8_t* digits, const T* inverse_diagonal,
-                                      T inverse_step, T limit, T* best, Differences<T>& differences) {
+                                      T inverse_step, Levels<T> levels, T* best,
+                                      Differences<T>& differences) {
   typedef int8_t Bytes __attribute__((vector_size(Vectors<T>::lanes), aligned(1), may_alias));
   constexpr T no_fraction = static_cast<T>(uint64_t{3} << (std::numeric_limits<T>::digits - 2));
   Vector<T> digit;
   load_digits<T>(digits, digit);
-  const Vector<T> high = digit - digit + limit, low = -high;
+  const Vector<T> zero = digit - digit, low = zero + levels.low, high = zero + levels.high;
   Vector<T> value = digit + vector_at(residual) * (vector_at(inverse_diagonal) * inverse_step);
   value = value < low ? low : value;
   value = value > high ? high : value;
@@ -139,7 +141,7 @@ BITSPLIT_SIMD inline void best_digits(const T* residual, const int8_t* digits, c
 // from 0).
 template <class T>
 BITSPLIT_SIMD inline int64_t sweep_block(T* residual, int8_t* digits, const T* inverse_diagonal,
-                                         const T* square, T step, T limit, Change<T>* moved) {
+                                         const T* square, T step, Levels<T> levels, Change<T>* moved) {
   constexpr int64_t lanes =
       Vectors<T>::lanes;  // looked at together: as few digits move, most are left at once
   const T inverse_step = 1 / step;
@@ -148,7 +150,7 @@ BITSPLIT_SIMD inline int64_t sweep_block(T* residual, int8_t* digits, const T* i
   Differences<T> differences;
   for (int64_t begin = 0; begin < kBlock; begin += lanes) {
     for (int64_t next = 0; next < lanes; ++next) {
-      best_digits(residual + begin, digits + begin, inverse_diagonal + begin, inverse_step, limit, best,
+      best_digits(residual + begin, digits + begin, inverse_diagonal + begin, inverse_step, levels, best,
                   differences);
       next = differences.first(next);
       if (next == lanes) break;
@@ -193,19 +195,24 @@ BITSPLIT_SIMD inline void rescale_residual(T* residual, const T* cross, T growth
   for (int64_t n = 0; n < kBlock; ++n) residual[n] = cross[n] + growth * (residual[n] - cross[n]);
 }
 
-// Rounds 64 columns of kFeedbackRows rows in turn, in units of the scale. wanted[n, row] is the weight and
-// what earlier blocks passed on (destroyed); square[i, n] is the share of the excess of column i that column
-// n > i makes good. Writes codes[row, n] and excess[row, n] = code - weight, and adds the squares of what
-// rounding loses, weighted with diagonal[n], to loss[row].
+// Rounds 64 columns of kFeedbackRows rows in turn, in units of the scale, to levels[row]. wanted[n, row] is
+// the weight and what earlier blocks passed on (destroyed); square[i, n] is the share of the excess of column
+// i that column n > i makes good. Writes codes[row, n] and excess[row, n] = code - weight, and adds the
+// squares of what rounding loses, weighted with diagonal[n], to loss[row].
 template <class T>
-void feedback_block(T* wanted, const T* weight, const T* square, const T* diagonal, T limit, int8_t* codes,
-                    T* excess, T* loss) {
+void feedback_block(T* wanted, const T* weight, const T* square, const T* diagonal, const Levels<T>* levels,
+                    int8_t* codes, T* excess, T* loss) {
   constexpr int64_t rows = kFeedbackRows;
   simd::run([&]() BITSPLIT_SIMD {
+    T low[rows], high[rows];  // apart, so that the rows lie in the lanes of vectors
+    for (int64_t row = 0; row < rows; ++row) {
+      low[row] = levels[row].low;
+      high[row] = levels[row].high;
+    }
     for (int64_t n = 0; n < kBlock; ++n) {
       T surplus[rows];
       for (int64_t row = 0; row < rows; ++row) {
-        const T code = nearest_code(wanted[n * rows + row], limit);
+        const T code = nearest_code(wanted[n * rows + row], Levels<T>{low[row], high[row]});
         const T lost = diagonal[n] * (code - wanted[n * rows + row]);
         loss[row] += lost * lost;
         surplus[row] = code - weight[n * rows + row];

@@ -6,6 +6,7 @@
 #include <limits>
 #include <type_traits>
 
+#include "core/levels.h"
 #include "core/tabu_search.h"
 #include "ops/split/split_panels.h"
 #include "ops/split/split_rows.h"
@@ -28,7 +29,7 @@ Aligned<T> negative_products(const Panels<T>& gram, int64_t group, const int8_t*
 template <class T>
 BITSPLIT_SIMD inline int64_t best_move(const T* cross, const T* products, const T* diagonal, const T* codes,
                                        const Counter<T>* rests, int64_t columns, Yardstick<T> yardstick,
-                                       T limit, Counter<T> step) {
+                                       Levels<T> levels, Counter<T> step) {
   // Lanes are spelled out, in loops that the compiler turns into vector instructions: it does not do so with
   // comparisons of whole vectors. Two vectors side by side, so that one need not wait for the other.
   constexpr int64_t lanes = 2 * Vectors<T>::lanes;
@@ -43,10 +44,11 @@ BITSPLIT_SIMD inline int64_t best_move(const T* cross, const T* products, const 
     for (int64_t lane = 0; lane < lanes; ++lane) {
       const int64_t n = begin + lane;
       const T residual = cross[n] - yardstick.scale * products[n];
-      const T size = residual < 0 ? -residual : residual, toward = residual < 0 ? -codes[n] : codes[n];
+      const T size = residual < 0 ? -residual : residual;
+      const T room = residual < 0 ? codes[n] - levels.low : levels.high - codes[n];
       const T gain = (size + size) - yardstick.scale * diagonal[n];
       const bool free = (rests[n] < step) | ((gain > yardstick.new_best) & (rests[n] != kNever));
-      const bool better = (toward < limit) & free & (gain > most[lane]);
+      const bool better = (room > 0) & free & (gain > most[lane]);
       most[lane] = better ? gain : most[lane];
       winner[lane] = better ? static_cast<Counter<T>>(begin) : winner[lane];
     }
@@ -67,10 +69,10 @@ class RowSearch {
   // `negative_products` holds -(q G) of this row in blocks of 64, `stride` apart; `unit` is the scale that
   // responses are measured in, so that tiny rows do not underflow in float32.
   RowSearch(const Panels<T>& gram, int64_t group, const int8_t* codes, const T* cross, int64_t cross_stride,
-            const T* negative_products, int64_t stride, double unit, int limit)
+            const T* negative_products, int64_t stride, double unit, Levels<T> levels)
       : gram_(gram),
         group_(group),
-        limit_(static_cast<T>(limit)),
+        levels_(levels),
         cross_(gram.padded, T(0)),
         diagonal_(gram.padded, T(0)),
         rests_(gram.padded, kNever),
@@ -110,7 +112,7 @@ class RowSearch {
     const Yardstick<T> yardstick(now_.explained, best_.explained);
     const int64_t column =
         best_move<T>(cross_.data(), now_.products.data(), diagonal_.data(), now_.codes.data(), rests_.data(),
-                     gram_.padded, yardstick, limit_, step);
+                     gram_.padded, yardstick, levels_, step);
     if (column < 0) return;
     move(column, cross_[column] - yardstick.scale * now_.products[column] < 0 ? -1 : 1);
     rests_[column] = rest_after(seed, row, step);
@@ -120,7 +122,9 @@ class RowSearch {
     now_ = best_;
     for (int i = 0; i < kKicks; ++i) {
       const Kick kick = random_kick(seed, row, step, i, gram_.columns);
-      if (rests_[kick.column] == kNever || now_.codes[kick.column] * kick.direction >= limit_) continue;
+      const T code = now_.codes[kick.column];
+      const bool at_end = kick.direction > 0 ? code >= levels_.high : code <= levels_.low;
+      if (at_end || rests_[kick.column] == kNever) continue;
       simd::run([this, kick]() BITSPLIT_SIMD { move(kick.column, kick.direction); });
       rests_[kick.column] = step + kTenure;
     }
@@ -140,7 +144,7 @@ class RowSearch {
 
   const Panels<T>& gram_;
   const int64_t group_;
-  const T limit_;
+  const Levels<T> levels_;
   Aligned<T> cross_, diagonal_;
   Aligned<Counter<T>> rests_;
   State now_, best_;

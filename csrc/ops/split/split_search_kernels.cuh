@@ -6,6 +6,7 @@
 #include <limits>
 
 #include "core/host_device.h"
+#include "core/levels.h"
 #include "core/tabu_search.h"
 #include "ops/split/split_kernels.cuh"
 
@@ -19,6 +20,7 @@ struct SearchState {
   int8_t *codes, *best_codes;   // [g, R, N]: the start; undefined
   int32_t* rests;               // [g, R, N], undefined: the last step of a column's rest
   double *scale, *explained;    // [g, R]
+  const int8_t* levels;         // [g, R, 2]
   int rows, columns, channels;
 
   // The part of one row.
@@ -33,6 +35,7 @@ struct SearchState {
             rests + first,
             scale + row,
             explained + row,
+            levels + 2 * row,
             rows,
             columns,
             channels};
@@ -68,15 +71,16 @@ __device__ Candidate<T> best_of_block(Candidate<T> mine) {
 }
 
 template <class T>
-__device__ Candidate<T> best_move(const SearchState<T>& row, Yardstick<T> yardstick, int limit,
-                                  int32_t step) {
+__device__ Candidate<T> best_move(const SearchState<T>& row, Yardstick<T> yardstick, int32_t step) {
+  const Levels<int> levels = levels_of_row<int>(row.levels, 0);
   Candidate<T> best{-std::numeric_limits<T>::infinity(), -1};
   for (int n = threadIdx.x; n < row.columns; n += blockDim.x) {
     const T residual = row.cross[n] - yardstick.scale * row.products[n];
     const T size = residual < 0 ? -residual : residual;
     const T gain = (size + size) - yardstick.scale * row.gram[int64_t{n} * (row.columns + 1)];
     const bool free = row.rests[n] < step || (gain > yardstick.new_best && row.rests[n] != kNever);
-    if ((residual < 0 ? -row.codes[n] : row.codes[n]) < limit && free && gain > best.gain) best = {gain, n};
+    const int room = residual < 0 ? row.codes[n] - levels.low : levels.high - row.codes[n];
+    if (room > 0 && free && gain > best.gain) best = {gain, n};
   }
   return best_of_block(best);
 }
@@ -125,14 +129,17 @@ __device__ Explained begin_search(const SearchState<T>& row) {
 
 // The best codes with some of them moved.
 template <class T>
-__device__ Explained kick(const SearchState<T>& row, Explained best, int limit, int32_t step, uint64_t seed,
+__device__ Explained kick(const SearchState<T>& row, Explained best, int32_t step, uint64_t seed,
                           uint64_t name) {
+  const Levels<int> levels = levels_of_row<int>(row.levels, 0);
   copy_state(row, false);
   Explained now = best;
   for (int i = 0; i < kKicks; ++i) {
     const Kick kick = random_kick(seed, name, step, i, row.columns);
     const int column = static_cast<int>(kick.column);
-    const bool stays = row.rests[column] == kNever || row.codes[column] * kick.direction >= limit;
+    const int code = row.codes[column];
+    const bool at_end = kick.direction > 0 ? code >= levels.high : code <= levels.low;
+    const bool stays = at_end || row.rests[column] == kNever;
     __syncthreads();  // all have read the code
     if (!stays) now = move_code(row, now, column, kick.direction, step + kTenure);
   }
@@ -141,21 +148,21 @@ __device__ Explained kick(const SearchState<T>& row, Explained best, int limit, 
 
 // grid (g * R), whole warps. The best codes end in `best_codes`; scale and explained are those of the call.
 template <class T>
-__global__ void search_kernel(SearchState<T> state, int limit, int steps, uint64_t seed) {
+__global__ void search_kernel(SearchState<T> state, int steps, uint64_t seed) {
   const int64_t index = blockIdx.x;
   const SearchState<T> row = state.of_row(index);
   const uint64_t name = index / state.rows * state.channels + index % state.rows % state.channels;
   Explained best = begin_search(row), now = best;
   for (int32_t step = 1; step <= steps && best.possible(); ++step) {
     if (step % kPhase == 0) {
-      now = kick(row, best, limit, step, seed, name);
+      now = kick(row, best, step, seed, name);
       if (!now.possible()) {
         copy_state(row, false);
         now = best;
       }
     }
     const Yardstick<T> yardstick(now, best);
-    const int column = best_move(row, yardstick, limit, step).column;
+    const int column = best_move(row, yardstick, step).column;
     if (column >= 0) {
       const int direction = row.cross[column] - yardstick.scale * row.products[column] < 0 ? -1 : 1;
       now = move_code(row, now, column, direction, rest_after(seed, name, step));

@@ -21,12 +21,13 @@ struct Problem {
   const Panels<T>& gram;
   const T* cross;  // [g, N, M]
   int64_t channels;
-  int planes, limit, rounds;
+  int planes, rounds;
 };
 
 // The rows of a tile in the tensors of the call: its input and its results.
 struct TileRows {
-  int8_t* codes;  // [rows, N]
+  const int8_t* levels;  // [rows, 2], of the digits of every plane
+  int8_t* codes;         // [rows, N]
   double *scale, *explained;
   int64_t* rounds_used;
 };
@@ -161,8 +162,8 @@ class Tile {
     simd::run([&]() BITSPLIT_SIMD {
       count = sweep_block(up_to_date_residual(row, block), digits(plane, at(row, first)),
                           &inverse_diagonal_[first], problem_.gram.square(group_, block),
-                          static_cast<T>(scale_[row] * plane_weight(plane)), static_cast<T>(problem_.limit),
-                          moved);
+                          static_cast<T>(scale_[row] * plane_weight(plane)),
+                          levels_of_row<T>(io_.levels, row), moved);
     });
     if (count == 0) return;
     for (int64_t i = 0; i < count; ++i) {

@@ -32,14 +32,14 @@ class WeightRow {
   }
 
   // Sets codes = nearest(weight / scale); returns whether any moved.
-  bool round(int limit) {
+  bool round(Levels<double> levels) {
     const int64_t size = weight_.size();
     const double* const weight = weight_.data();
     double* const code = code_.data();
     int moved = 0;
-    simd::run([&, scale = scale, bound = static_cast<double>(limit)]() BITSPLIT_SIMD {
+    simd::run([&, scale = scale, levels]() BITSPLIT_SIMD {
       for (int64_t n = 0; n < size; ++n) {
-        const double best = nearest_code(weight[n] / scale, bound);
+        const double best = nearest_code(weight[n] / scale, levels);
         moved |= best != code[n];
         code[n] = best;
       }
@@ -95,7 +95,8 @@ void fwa_row(const T* weight, int64_t columns, int bits, int8_t* codes, double& 
   const double largest = row.largest();
   if (largest >= kSmallestWeight) {
     row.scale = largest / level_limit(bits);
-    for (int round = 0; round < kMostFwaRounds && row.round(level_limit(bits)); ++round) row.fit_scale();
+    for (int round = 0; round < kMostFwaRounds && row.round(symmetric_levels<double>(bits)); ++round)
+      row.fit_scale();
   }
   row.store(codes, columns);
   scale = row.scale;

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 
 Granularity = Literal["layer", "block"]
+WeightLevels = Literal["symmetric", "affine"]
 
 AT_ONCE = 16  # quantizers whose samples are held at the same time
 
@@ -250,9 +251,14 @@ AnyActivationMethod = Annotated[SerializeAsAny[ActivationMethod], BeforeValidato
 
 
 class WeightMethod(Method):
-    """A method that fits a layer's input quantizer first and then its weights."""
+    """A method that fits a layer's input quantizer first and then its weights.
+
+    levels: of the weights: ``symmetric`` around zero, which are 2^bits - 1, or ``affine``: all 2^bits, with a
+    zero point for every output channel.
+    """
 
     activations: AnyActivationMethod
+    levels: WeightLevels = "symmetric"
 
     def fit_layer(self, task: LayerTask) -> None:
         self.activations.fit_layer(task)

@@ -18,10 +18,12 @@ from torch import Tensor
 from bitsplit.methods.activations import MseActivations
 from bitsplit.methods.base import AnyActivationMethod, LayerTask, Run, WeightMethod
 from bitsplit.methods.norms import ReestimateNorms
+from bitsplit.methods.ranges import store_levels
 from bitsplit.methods.registry import register
 from bitsplit.methods.statistics import refitted_bias
 from bitsplit.methods.wide import WIDEST, fit_in_parts, part_width
 from bitsplit.network import LayerKind
+from bitsplit.ops.levels import level_choices
 from bitsplit.ops.split import (
     Descent,
     best_of,
@@ -40,6 +42,7 @@ MATRICES = 4  # G, centred G, and four in float32 while it is factorized
 SEARCH_WORK = 12 * 10**7  # weights of a layer times steps: less than a tenth of a second of one core
 
 PAPER = {
+    "levels": "symmetric",
     "starts": "planes",
     "polish": False,
     "error_compensation": False,
@@ -54,6 +57,7 @@ PAPER = {
 class BitSplit(WeightMethod):
     """Closed-form fitting of integers and scales, without gradients.
 
+    levels: ``affine`` needs ``several`` starts; each is then tried with zero on either side of the middle.
     rounds: at most so many sweeps of an alternation.  starts: ``several`` or the paper's ``planes``.
     search: steps of a tabu search from the best start of a row on, for every weight in it; large layers get
     fewer.
@@ -103,6 +107,8 @@ class BitSplit(WeightMethod):
             raise ValueError("activations_last needs error_compensation=False: weights come before them")
         if self.starts == "several" and not self.polish:
             raise ValueError('polish=False needs starts="planes": several starts are compared when polished')
+        if self.starts == "planes" and self.levels == "affine":
+            raise ValueError('levels="affine" needs starts="several": bit planes are symmetric around zero')
         return self
 
     @property
@@ -135,13 +141,19 @@ class BitSplit(WeightMethod):
 
     def fit_weights(self, task: LayerTask) -> None:
         if self._in_parts(task.kind, task.weight.shape[2]):
-            return fit_in_parts(task, self.scales, self.damping, self.refit_bias)
+            return fit_in_parts(
+                task, self._choices(task.weight_grid.bits), self.scales, self.damping, self.refit_bias
+            )
         sums = task.statistics("quantized" if self.error_compensation else "float", self.patches)
         moments = sums.centred() if self.refit_bias else sums
         found = self.fit_rows(task.weight, moments.gram, moments.cross, task.weight_grid.bits, task.seed)
-        task.store(found.codes, found.scale)
+        store_levels(task, found.codes, found.scale, found.levels)
         if self.refit_bias:
             task.store_bias(refitted_bias(task.bias, task.quantized_weight, sums))
+
+    def _choices(self, bits: int) -> list[tuple[int, int]]:
+        """The levels that a row may have."""
+        return level_choices(bits, self.levels == "affine")
 
     def fit_rows(self, weight: Tensor, gram: Tensor, cross: Tensor, bits: int, seed: int) -> Descent:
         """Codes and scales of the rows of weight [g, M, N] from second moments alone."""
@@ -154,7 +166,7 @@ class BitSplit(WeightMethod):
         codes, scale = ofwa(weight, *fwa(weight, bits), bits)
         found = planes(codes, scale, gram, cross, bits, self.rounds)
         if self.polish:
-            found = polish(found.codes, found.scale, gram, cross, bits, self.rounds)
+            found = polish(found.codes, found.scale, gram, cross, found.levels, self.rounds)
         if self.paper:
             dead = torch.diagonal(gram, dim1=1, dim2=2) == 0
             found = found._replace(codes=found.codes.masked_fill(dead.unsqueeze(1), 0))
@@ -167,11 +179,11 @@ class BitSplit(WeightMethod):
         target = response_target(weight, gram, cross, factor).float()
         _, scale = fwa(influential(weight, gram), bits)
         scales = torch.stack([scale * multiplier for multiplier in self.scales], dim=1)
-        best = solve_starts(target, scales, gram, cross, factor, bits, self.rounds)
+        best = solve_starts(target, scales, gram, cross, factor, self._choices(bits), self.rounds)
         groups, rows, columns = best.codes.shape
         steps = min(self.search * columns, SEARCH_WORK // (groups * rows * columns))
-        found = search(best.codes, best.scale, gram, cross, bits, steps, seed)
-        found = polish(found.codes, found.scale, gram, cross, bits, self.rounds)
+        found = search(best.codes, best.scale, gram, cross, best.levels, steps, seed)
+        found = polish(found.codes, found.scale, gram, cross, found.levels, self.rounds)
         return best_of(stacked(best, found), rows)
 
     def finish(self, run: Run) -> None:

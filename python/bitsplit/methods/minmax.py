@@ -6,14 +6,14 @@ import torch
 
 from bitsplit.methods.activations import MinMaxActivations
 from bitsplit.methods.base import AnyActivationMethod, LayerTask, WeightMethod
-from bitsplit.methods.ranges import nearest_codes
+from bitsplit.methods.ranges import store_nearest
 from bitsplit.methods.registry import register
 from bitsplit.ops.ranges import grid_of_range
 
 
 @register
 class MinMax(WeightMethod):
-    """Weights by the largest magnitude of each channel, activations by their whole range."""
+    """Weights by the largest magnitude or (affine) the range of each channel, activations by their range."""
 
     name = "minmax"
     activations: AnyActivationMethod = MinMaxActivations()
@@ -21,5 +21,4 @@ class MinMax(WeightMethod):
     def fit_weights(self, task: LayerTask) -> None:
         grid = task.weight_grid
         low, high = torch.aminmax(task.weight, dim=2)
-        scale, _ = grid_of_range(low, high, grid.low, grid.high)
-        task.store(nearest_codes(task.weight, scale, grid), scale)
+        store_nearest(task, *grid_of_range(low, high, grid.low, grid.high))

@@ -6,7 +6,7 @@ from pydantic import Field
 
 from bitsplit.methods.activations import MseActivations
 from bitsplit.methods.base import AnyActivationMethod, LayerTask, WeightMethod
-from bitsplit.methods.ranges import nearest_codes
+from bitsplit.methods.ranges import store_nearest
 from bitsplit.methods.registry import register
 from bitsplit.ops.ranges import channel_range, lp_search
 
@@ -25,5 +25,4 @@ class Mse(WeightMethod):
         grid = task.weight_grid
         low, high = channel_range(rows, 0)
         found = lp_search(rows, 0, grid.low, grid.high, low, high, self.candidates, self.p)
-        scale = found.scale.view(task.weight.shape[:2])
-        task.store(nearest_codes(task.weight, scale, grid), scale)
+        store_nearest(task, found.scale, found.zero_point)

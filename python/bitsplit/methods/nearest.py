@@ -4,17 +4,26 @@ from __future__ import annotations
 
 from bitsplit.methods.activations import MinMaxActivations
 from bitsplit.methods.base import AnyActivationMethod, LayerTask, WeightMethod
+from bitsplit.methods.ranges import nearest_levels, store_levels
 from bitsplit.methods.registry import register
+from bitsplit.ops.levels import level_choices
 from bitsplit.ops.split import fwa
 
 
 @register
 class Nearest(WeightMethod):
-    """Codes are the nearest levels, the scale fits them best: the fixed point of both in turn."""
+    """Codes are the nearest levels, the scale fits them best: the fixed point of both in turn.
+
+    Affine rows take the better of the two places that zero may have.
+    """
 
     name = "nearest"
     activations: AnyActivationMethod = MinMaxActivations()
 
     def fit_weights(self, task: LayerTask) -> None:
-        codes, scale = fwa(task.weight, task.weight_grid.bits)
-        task.store(codes, scale)
+        bits = task.weight_grid.bits
+        if self.levels == "symmetric":
+            task.store(*fwa(task.weight, bits))
+            return
+        levels, scale, bounds = nearest_levels(task.weight, level_choices(bits, affine=True))
+        store_levels(task, levels, scale, bounds)

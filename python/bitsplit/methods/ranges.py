@@ -2,12 +2,63 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
-from bitsplit.quantizers import Grid
+from bitsplit.methods.base import LayerTask
+
+MOST_ROUNDS = 1000  # they end by themselves; a bound in case two codings tie for ever
 
 
-def nearest_codes(weight: Tensor, scale: Tensor, grid: Grid) -> Tensor:
-    """Codes of ``weight`` [g, M, N] under ``scale`` [g, M]: the nearest level, ties to even."""
-    return torch.round(weight / scale.unsqueeze(2)).clamp(grid.low, grid.high)
+def store_nearest(task: LayerTask, scale: Tensor, zero_point: Tensor) -> None:
+    """Give a layer the codes nearest to its weights, ties to the even level.
+
+    Scale and zero point: [g, M] or [g * M].
+    """
+    grid, shape = task.weight_grid, task.weight.shape[:2]
+    zero = zero_point.view(*shape, 1)
+    codes = torch.round(task.weight / scale.view(*shape, 1)) + zero
+    task.store(codes.clamp(grid.low, grid.high), scale, zero_point)
+
+
+def store_levels(task: LayerTask, levels: Tensor, scale: Tensor, bounds: Tensor) -> None:
+    """Give a layer the levels [g, M, N] of rows whose lowest and highest ones are ``bounds`` [g, M, 2]."""
+    zero_point = task.weight_grid.low - bounds[:, :, 0].to(torch.int16)
+    task.store(levels + zero_point.unsqueeze(2), scale, zero_point)
+
+
+def nearest_levels(weight: Tensor, choices: Sequence[tuple[int, int]]) -> tuple[Tensor, Tensor, Tensor]:
+    """Nearest levels and their best scale in turn until no level moves: of every row the best choice.
+
+    Args:
+        weight: [g, M, N].  choices: lowest and highest level that a row may have, low < 0 < high.
+
+    Returns:
+        Levels [g, M, N] int8, scale [g, M] float64, and the bounds [g, M, 2] that were chosen.
+    """
+    weight = weight.double()
+    fits = [_alternate(weight, low, high) for low, high in choices]
+    errors = torch.stack([(weight - scale.unsqueeze(2) * levels).square().sum(2) for levels, scale in fits])
+    best = errors.argmin(0)
+    bounds = torch.tensor(choices, device=weight.device)[best]
+    levels, scale = fits[0]
+    for number, (other_levels, other_scale) in enumerate(fits[1:], start=1):
+        levels = torch.where((best == number).unsqueeze(2), other_levels, levels)
+        scale = torch.where(best == number, other_scale, scale)
+    return levels, scale, bounds
+
+
+def _alternate(weight: Tensor, low: int, high: int) -> tuple[Tensor, Tensor]:
+    """From the smallest scale that clips nothing on; a row of zeros gets levels 0 and scale 1."""
+    widest = torch.maximum(weight.amax(2) / high, weight.amin(2) / low)
+    scale = widest.where(widest >= torch.finfo(torch.float64).tiny, 1)
+    levels = torch.zeros_like(weight)
+    for _ in range(MOST_ROUNDS):
+        before, levels = levels, torch.round(weight / scale.unsqueeze(2)).clamp(low, high)
+        if torch.equal(levels, before):
+            break
+        answered = (weight * levels).sum(2)
+        scale = torch.where(answered > 0, answered / levels.square().sum(2), scale)
+    return levels.to(torch.int8), scale

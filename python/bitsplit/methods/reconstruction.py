@@ -22,6 +22,7 @@ from bitsplit.methods.base import (
     Piece,
     Sample,
     Samples,
+    WeightLevels,
     WeightMethod,
 )
 from bitsplit.methods.learned_scales import LearnedBiases, LearnedScales
@@ -69,7 +70,7 @@ class Reconstruction(Method):
     scale_rate, bias_rate: of Adam on the logarithms of weight scales and on biases; 0 leaves them alone.
     """
 
-    start: AnyWeightMethod = Mse(p=2.4)
+    start: AnyWeightMethod = Mse(p=2.4, levels="affine")
     loss: Literal["mse", "fisher"] = "mse"
     iterations: int = Field(20_000, ge=0)
     batch: int = Field(32, ge=1)
@@ -84,6 +85,11 @@ class Reconstruction(Method):
     def activations(self) -> ActivationMethod:
         """Of the start: what the plan asks for the levels of inputs."""
         return self.start.activations
+
+    @property
+    def levels(self) -> WeightLevels:
+        """Of the start likewise."""
+        return self.start.levels
 
     def memory(self, kind: LayerKind, groups: int, columns: int) -> int:
         return self.start.memory(kind, groups, columns)

@@ -1,9 +1,12 @@
 """The split solvers: integers and one scale per output channel, from weights or from second moments.
 
 A layer in matrix form is `weight` [g, M, N]; its inputs are only seen through G = X X^T (`gram` [g, N, N],
-symmetric) and C = X Y^T (`cross` [g, N, M]). Codes are int8 on the signed symmetric grid, that is at most
-2^(bits-1) - 1 in size; scales are float64. The dtype of weight, target or cross (float32 or float64) is the
-one computed in; gram and factor may be wider.
+symmetric) and C = X Y^T (`cross` [g, N, M]). Codes are int8, scales float64. The dtype of weight, target or
+cross (float32 or float64) is the one computed in; gram and factor may be wider.
+
+`fwa`, `ofwa` and `planes` work on the signed symmetric grid: codes of at most 2^(bits-1) - 1 in size.
+`polish`, `search` and `feedback` take `levels` [g, R, 2] int8, the lowest and the highest code of every row,
+zero among them, which `bitsplit.ops.levels` makes.
 
 Several starts are solved in one call by stacking them along the rows: codes [g, S*M, N] and scales [g, S*M],
 where row r belongs to channel r mod M. Rows never influence one another, so stacking changes no result, and
@@ -12,15 +15,18 @@ neither does the number of threads. `best_of` then keeps the best start of every
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from bitsplit.ops.levels import level_choices, levels_of
 from bitsplit.ops.threads import one_thread
 
 # Of the starts of a channel, so many with the least rounding loss are polished: with two the objective ends
-# within 0.3 % of polishing all of six, for a third of the time (ResNet-20, 2 to 4 bits, after the search).
+# within 0.3 % of polishing all of six, for a third of the time (ResNet-20, 2 to 4 bits, after the search);
+# where levels are affine, within 0.5 % of all twelve.
 POLISHED_STARTS = 2
 
 NEGLIGIBLE = 1e-4  # of the mean of a row
@@ -31,6 +37,7 @@ class Descent(NamedTuple):
     """What a descent over the response returns.
 
     codes [g, R, N] int8 and scale [g, R].
+    levels [g, R, 2] int8: those that the codes are taken from.
     explained [g, R]: what the fit takes off the energy of the response, objective = sum(y^2) - explained.
     rounds [g, R] int64: sweeps used, the idle last one included.
     """
@@ -39,6 +46,7 @@ class Descent(NamedTuple):
     scale: Tensor
     explained: Tensor
     rounds: Tensor
+    levels: Tensor
 
 
 def fwa(weight: Tensor, bits: int) -> tuple[Tensor, Tensor]:
@@ -78,21 +86,22 @@ def planes(
         gram: [g, N, N]. cross: [g, N, M].
         rounds: at most so many sweeps; a row stops earlier at its fixed point.
     """
-    return Descent(*torch.ops.bitsplit.planes(codes, scale, gram, cross, bits, rounds))
+    found = torch.ops.bitsplit.planes(codes, scale, gram, cross, bits, rounds)
+    return Descent(*found, levels_of(level_choices(bits), scale))
 
 
 def polish(
-    codes: Tensor, scale: Tensor, gram: Tensor, cross: Tensor, bits: int, rounds: int = 100
+    codes: Tensor, scale: Tensor, gram: Tensor, cross: Tensor, levels: Tensor, rounds: int = 100
 ) -> Descent:
     """Minimise the response error over all levels: the scale and every code in turn.
 
-    Arguments as for `planes`, whose fixed points it can only improve.
+    Arguments as for `planes`, whose fixed points it can only improve, but levels [g, R, 2] of every row.
     """
-    return Descent(*torch.ops.bitsplit.polish(codes, scale, gram, cross, bits, rounds))
+    return Descent(*torch.ops.bitsplit.polish(codes, scale, gram, cross, levels, rounds), levels)
 
 
 def search(
-    codes: Tensor, scale: Tensor, gram: Tensor, cross: Tensor, bits: int, steps: int, seed: int = 0
+    codes: Tensor, scale: Tensor, gram: Tensor, cross: Tensor, levels: Tensor, steps: int, seed: int = 0
 ) -> Descent:
     """Look for better codes around a fixed point: one code a step, the best move even if it is a loss.
 
@@ -100,27 +109,27 @@ def search(
     best codes and moves a few at random. The scale is the best one throughout.
 
     Args:
-        codes, scale, gram, cross: as for `planes`.
+        codes, scale, gram, cross, levels: as for `polish`.
         steps: so many for every row.
         seed: decides the random moves, together with group and channel.
 
     Returns:
         The best codes met, not necessarily a fixed point of `polish`.
     """
-    return Descent(*torch.ops.bitsplit.search(codes, scale, gram, cross, bits, steps, seed))
+    return Descent(*torch.ops.bitsplit.search(codes, scale, gram, cross, levels, steps, seed), levels)
 
 
-def feedback(target: Tensor, scale: Tensor, factor: Tensor, bits: int) -> tuple[Tensor, Tensor]:
+def feedback(target: Tensor, scale: Tensor, factor: Tensor, levels: Tensor) -> tuple[Tensor, Tensor]:
     """Round coordinate after coordinate, later ones making good for the errors of earlier ones.
 
     Args:
         target: [g, M, N], the real-valued weights to approach. scale: [g, R] float64, R a multiple of M.
-        factor: [g, N, N], from `feedback_factor`.
+        factor: [g, N, N], from `feedback_factor`. levels: [g, R, 2].
 
     Returns:
         Codes [g, R, N] int8, and the loss [g, R] float64: e damped(G) e, e = target - scale * codes.
     """
-    return torch.ops.bitsplit.feedback(target, scale, factor, bits)
+    return torch.ops.bitsplit.feedback(target, scale, factor, levels)
 
 
 def objective(codes: Tensor, scale: Tensor, gram: Tensor, cross: Tensor, energy: Tensor) -> Tensor:
@@ -200,21 +209,31 @@ def _of_starts(stacked: Tensor, start: Tensor) -> Tensor:
 
 
 def solve_starts(
-    target: Tensor, scale: Tensor, gram: Tensor, cross: Tensor, factor: Tensor, bits: int, rounds: int = 100
+    target: Tensor,
+    scale: Tensor,
+    gram: Tensor,
+    cross: Tensor,
+    factor: Tensor,
+    choices: Sequence[tuple[int, int]],
+    rounds: int = 100,
 ) -> Descent:
-    """Round `target` with feedback at every scale, polish the most promising, keep the best per channel.
+    """Round `target` with feedback from every start, polish the most promising, keep the best per channel.
 
     Args:
-        target: [g, M, N]. scale: [g, S, M] float64, S starts. gram: [g, N, N]. cross: [g, N, M], its dtype is
-            the one computed in. factor: [g, N, N], from `feedback_factor`.
+        target: [g, M, N]. scale: [g, S, M] float64. gram: [g, N, N]. cross: [g, N, M], its dtype is the one
+            computed in. factor: [g, N, N], from `feedback_factor`. choices: levels that a row may have. Every
+            scale with every choice is a start.
 
     Returns:
         The best start of every channel, rows = M.
     """
-    codes, loss = feedback(target.to(cross.dtype), scale.flatten(1), factor, bits)
-    promising = loss.view(scale.shape).argsort(stable=True, dim=1)[:, :POLISHED_STARTS]
-    codes, scale = _of_starts(codes, promising), _of_starts(scale.flatten(1), promising)
-    return best_of(polish(codes, scale, gram, cross, bits, rounds), target.shape[1])
+    scale = scale.repeat(1, len(choices), 1).flatten(1)
+    levels = levels_of(choices, scale)
+    codes, loss = feedback(target.to(cross.dtype), scale, factor, levels)
+    by_start = loss.unflatten(1, (-1, target.shape[1]))
+    promising = by_start.argsort(stable=True, dim=1)[:, :POLISHED_STARTS]
+    codes, scale, levels = (_of_starts(field, promising) for field in (codes, scale, levels))
+    return best_of(polish(codes, scale, gram, cross, levels, rounds), target.shape[1])
 
 
 @torch.library.register_fake("bitsplit::fwa")
@@ -242,7 +261,7 @@ torch.library.register_fake("bitsplit::search", _fake_descent)
 
 
 @torch.library.register_fake("bitsplit::feedback")
-def _(target: Tensor, scale: Tensor, factor: Tensor, bits: int) -> tuple[Tensor, Tensor]:
+def _(target: Tensor, scale: Tensor, factor: Tensor, levels: Tensor) -> tuple[Tensor, Tensor]:
     codes = target.new_empty((*scale.shape, target.shape[2]), dtype=torch.int8)
     return codes, scale.new_empty(scale.shape)
 

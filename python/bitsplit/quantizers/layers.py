@@ -20,7 +20,7 @@ from bitsplit.quantizers.grid import Grid
 from bitsplit.quantizers.modules import ActivationQuantizer, WeightQuantizer
 
 if TYPE_CHECKING:
-    from bitsplit.plan import Plan
+    from bitsplit.plan import LayerPlan, Plan
 
 
 def quantize_input(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
@@ -115,7 +115,7 @@ def prepare(model: nn.Module, plan: Plan) -> nn.Module:
     for layer_plan in plan.layers:
         layer = model.get_submodule(layer_plan.name)
         if layer_plan.weights is not None:
-            attach_weight_quantizer(layer, Grid.symmetric(layer_plan.weights))
+            attach_weight_quantizer(layer, weight_grid(layer_plan))
         if layer_plan.activations is not None:
             grid = activation_grid(layer_plan)
             quantizer = ActivationQuantizer(grid, channel_axis=-1 - kind_of(layer).spatial)
@@ -124,6 +124,12 @@ def prepare(model: nn.Module, plan: Plan) -> nn.Module:
                 layer, quantizer, model.get_submodule(layer_plan.unit), layer_plan.argument
             )
     return model
+
+
+def weight_grid(layer_plan: LayerPlan) -> Grid:
+    """All levels from zero where the plan says affine, else those around zero."""
+    make = Grid.unsigned if layer_plan.weight_levels == "affine" else Grid.symmetric
+    return make(layer_plan.weights)
 
 
 def activation_grid(layer_plan) -> Grid:

@@ -18,7 +18,8 @@ from bitsplit.report.results import QuantizationReport
 class SummaryRow:
     """One layer with weights.
 
-    bits, input_bits: None where float.  input_levels: "unsigned", "signed", or "affine" (with a zero point).
+    bits, input_bits: None where float.  levels: of the weights, "symmetric" or "affine" (with a zero point).
+    input_levels: "unsigned", "signed", or "affine".
     error: squared error of the response relative to the float layer's, None where unknown; so is seconds.
     float_bytes, quantized_bytes: size of the weights before, and of codes, scales and zero points now.
     """
@@ -26,6 +27,7 @@ class SummaryRow:
     name: str
     kind: str
     bits: int | None
+    levels: str | None
     input_bits: int | None
     input_levels: str | None
     error: float | None
@@ -76,7 +78,7 @@ class Summary:
             table.add_row(
                 escape(row.name or "(model)"),
                 row.kind,
-                "float" if row.bits is None else f"W{row.bits}",
+                _weight_cell(row),
                 "float" if row.input_bits is None else f"A{row.input_bits} {row.input_levels}",
                 "-" if row.error is None else f"{row.error:.2%}",
                 "-" if row.seconds is None else f"{row.seconds:.2f}",
@@ -134,6 +136,7 @@ def _row(name: str, layer: nn.Module, report: QuantizationReport | None) -> Summ
         name=name,
         kind=kind_of(layer).name,
         bits=None if weights is None else weights.bits,
+        levels=None if weights is None else "symmetric" if weights.grid.is_signed else "affine",
         input_bits=None if inputs is None else inputs.bits,
         input_levels=None if inputs is None else _levels(inputs),
         error=None if result is None else result.error,
@@ -141,6 +144,12 @@ def _row(name: str, layer: nn.Module, report: QuantizationReport | None) -> Summ
         float_bytes=size,
         quantized_bytes=size if weights is None else _packed_bytes(weight.numel(), weights),
     )
+
+
+def _weight_cell(row: SummaryRow) -> str:
+    if row.bits is None:
+        return "float"
+    return f"W{row.bits} affine" if row.levels == "affine" else f"W{row.bits}"
 
 
 def _packed_bytes(count: int, quantizer: WeightQuantizer) -> int:
