@@ -12,7 +12,7 @@ from rich.table import Table
 
 from bitsplit.document import Document, nearest
 from bitsplit.errors import RecipeError
-from bitsplit.methods.base import Method, WeightLevels, WeightMethod
+from bitsplit.methods.base import Method, WeightLevels
 from bitsplit.network.sources import fed_only_by
 from bitsplit.policies import AFTER_FIRST, FIRST, LAST, POLICIES, Choice, Place, Policy
 from bitsplit.recipe import Bits, Recipe

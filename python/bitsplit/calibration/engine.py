@@ -22,7 +22,7 @@ from bitsplit.calibration.samples import collect_samples
 from bitsplit.calibration.schedule import unit_schedule
 from bitsplit.calibration.task import EngineLayerTask
 from bitsplit.data import Batches
-from bitsplit.device import to_device
+from bitsplit.device import fresh, to_device
 from bitsplit.errors import CalibrationError, RecipeError
 from bitsplit.methods.base import Method
 from bitsplit.methods.statistics import InputSample
@@ -53,7 +53,7 @@ class Engine:
         self.plan = plan
         self.methods = methods
         self.data = data
-        self.forward = forward
+        self._forward = forward
         self.seed = seed
         self.checkpoint = checkpoint
         self.store = FeatureStore(memory, scratch)
@@ -71,10 +71,27 @@ class Engine:
     def images(self) -> int:
         return self.data.images
 
+    @property
+    def batch_count(self) -> int:
+        return len(self.data)
+
+    def tasks(self) -> list[EngineLayerTask]:
+        """All layers that the plan quantizes, in execution order."""
+        rows = (row for row in self.plan.layers if row.weights is not None or row.activations is not None)
+        return [EngineLayerTask(self, self.network.layers[row.name]) for row in rows]
+
+    def iterations(self, name: str, count: int) -> Iterator[int]:
+        """0, 1, ... count - 1, with progress."""
+        return self.progress.iterations(name, count)
+
     def batches(self) -> Iterator[Any]:
         """The calibration batches on the device of the model."""
         for batch in self.data:
             yield to_device(batch, self.student_replay.device)
+
+    def forward(self, model: nn.Module, batch: Any) -> Any:
+        """One batch through ``model``, which may change its input: the batch stays as it is."""
+        return self._forward(model, fresh(batch))
 
     def input_samples(self, names: Sequence[str], limit: int) -> dict[str, InputSample]:
         """Of every layer named up to about ``limit`` values of its input, the student as it is."""
@@ -88,9 +105,10 @@ class Engine:
             for method in self.methods:
                 method.prepare(self)
             prepare(self.student, self.plan)
-            self._walk()
-            for method in self.methods:
-                method.finish(self)
+            with Progress(len(self.network.layers), self._forecast()) as self.progress:
+                self._walk()
+                for method in self.methods:
+                    self._finish(method)
         finally:
             self.store.close()
         return QuantizationReport(
@@ -105,25 +123,34 @@ class Engine:
             },
         )
 
-    def _walk(self) -> None:
-        schedule = self.schedule
-        fitted: set[str] = set()
-        features = feature_bytes(self.network, schedule, self.data)
+    def _finish(self, method: Method) -> None:
+        try:
+            method.finish(self)
+        except (ValueError, RuntimeError) as error:
+            raise CalibrationError(f"{method.name} failed: {error}") from error
+
+    def _forecast(self) -> str:
+        """What the run will need, in words; refused when that is more than there is."""
+        features = feature_bytes(self.network, self.schedule, self.data)
         needed = forecast(self.network, self.plan, self.methods, features, self.store.budget)
         needed.check(free_memory(self.student_replay.device))
         self.store.reserved = features
-        with Progress(len(self.network.layers), str(needed)) as self.progress:
-            for position, call in enumerate(schedule.calls):
-                units = {call[0], *schedule.inside.get(call, ())} - fitted
-                layers = tuple(name for name, layer in self.network.layers.items() if layer.unit in units)
-                fitted |= units
-                self.teacher_replay.start(call, layers)
-                self.student_replay.start(call)
-                seconds = {name: self._fit(name) for name in layers}
-                self._learn_blocks(call, units)
-                errors = self._advance(layers)
-                self._note_results(seconds, errors)
-                self._retire(schedule.dead_after(position))
+        return str(needed)
+
+    def _walk(self) -> None:
+        schedule = self.schedule
+        fitted: set[str] = set()
+        for position, call in enumerate(schedule.calls):
+            units = {call[0], *schedule.inside.get(call, ())} - fitted
+            layers = tuple(name for name, layer in self.network.layers.items() if layer.unit in units)
+            fitted |= units
+            self.teacher_replay.start(call, layers)
+            self.student_replay.start(call)
+            seconds = {name: self._fit(name) for name in layers}
+            self._learn_blocks(call, units)
+            errors = self._advance(layers)
+            self._note_results(seconds, errors)
+            self._retire(schedule.dead_after(position))
 
     def _fit(self, name: str) -> float:
         """Fit one layer, or bring it back from the checkpoint; the seconds it took."""

@@ -145,8 +145,16 @@ class Run(Protocol):
     student: nn.Module  # the model being quantized
     seed: int
 
-    def batches(self) -> Any:
+    batch_count: int
+
+    def batches(self) -> Iterator[Any]:
         """The calibration batches, from the first, on the device of the models."""
+
+    def tasks(self) -> list[LayerTask]:
+        """All layers that the plan quantizes, in execution order."""
+
+    def iterations(self, name: str, count: int) -> Iterator[int]:
+        """0, 1, ... count - 1; the user sees progress under ``name``."""
 
     def forward(self, model: nn.Module, batch: Any) -> Any:
         """One batch through ``model``."""

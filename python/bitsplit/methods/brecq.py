@@ -7,7 +7,7 @@ from typing import ClassVar
 from pydantic import Field
 
 from bitsplit.methods.base import Granularity, Piece, Samples
-from bitsplit.methods.learned_steps import LearnedSteps
+from bitsplit.methods.learning import LearnedSteps
 from bitsplit.methods.reconstruction import Reconstruction, learn, seed_of
 from bitsplit.methods.registry import register
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from bitsplit.methods.base import Granularity, Piece, Sample, Samples
-from bitsplit.methods.learned_steps import LearnedSteps
+from bitsplit.methods.learning import LearnedSteps
 from bitsplit.methods.reconstruction import Reconstruction, seed_of
 from bitsplit.methods.registry import register
 from bitsplit.ops.steps import mix

@@ -6,13 +6,12 @@ The base of the methods that do so.  What is learned, and from which loss, is th
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any, Literal, Protocol
 
 import torch
 from pydantic import BeforeValidator, Field, SerializeAsAny
-from torch import Tensor, nn
+from torch import Tensor
 
 from bitsplit.methods.base import (
     ActivationMethod,
@@ -25,7 +24,7 @@ from bitsplit.methods.base import (
     WeightLevels,
     WeightMethod,
 )
-from bitsplit.methods.learned_scales import LearnedBiases, LearnedScales
+from bitsplit.methods.learning import LearnedBiases, Variables, learning
 from bitsplit.methods.mse import Mse
 from bitsplit.methods.soft_rounding import SoftRounding
 from bitsplit.network.layers import LayerKind
@@ -49,13 +48,11 @@ def _weight_method(value: Any) -> Any:
 AnyWeightMethod = Annotated[SerializeAsAny[WeightMethod], BeforeValidator(_weight_method)]
 
 
-class Variables(Protocol):
-    """What is learned: rounding, steps."""
+class WeightVariables(Variables, Protocol):
+    """What decides about weights."""
 
-    parameters: list[nn.Parameter]  # those that need gradients
-
-    def step(self, iteration: int) -> None:
-        """Change them by the gradients that the last backward pass left, and forget these."""
+    def undecided(self) -> float:
+        """The share of weights that are far from every level."""
 
 
 class Reconstruction(Method):
@@ -131,24 +128,26 @@ class Reconstruction(Method):
         """Learn one piece; the share of its weights that has not been decided."""
         raise NotImplementedError
 
+    def weight_variables(self, layers: Sequence[LayerTask]) -> WeightVariables:
+        """What decides about the weights of these layers."""
+        schedule = rounding_schedule(self.iterations, self.rate, self.regularizer, self.warm_up)
+        return SoftRounding(layers, schedule, self.lean, self.scale_rate)
+
     def learn_weights(
         self, piece: Piece, samples: Samples, others: Sequence[Variables] = (), **options: Any
     ) -> float:
-        """Learn the rounding of all weights of the piece, and ``others``; the share left undecided.
+        """Learn all weights of the piece, and ``others``; the share left undecided.
 
         Options as for ``learn``.
         """
         layers = [layer for layer in piece.layers if layer.weight_grid is not None]
-        schedule = rounding_schedule(self.iterations, self.rate, self.regularizer, self.warm_up)
-        rounding = SoftRounding(layers, schedule, self.lean)
-        variables = [*others, rounding]
-        if self.scale_rate > 0:
-            variables.insert(0, LearnedScales(rounding, self.scale_rate))
+        weights = self.weight_variables(layers)
+        variables = [*others, weights]
         if self.bias_rate > 0:
-            variables.insert(0, LearnedBiases(layers, self.bias_rate))
+            variables.insert(0, LearnedBiases(layers, self.bias_rate, self.iterations))
         learn(piece, samples, variables, iterations=self.iterations, batch=self.batch, **options)
-        undecided = rounding.undecided()
-        rounding.harden()
+        undecided = weights.undecided()
+        weights.harden()
         return undecided
 
 
@@ -172,7 +171,7 @@ def learn(
     parameters = [parameter for some in variables for parameter in some.parameters]
     if not parameters:
         return
-    with one_thread(), torch.enable_grad(), learning(piece, parameters):
+    with one_thread(), torch.enable_grad(), learning(piece.module, parameters):
         for iteration in piece.iterations(iterations):
             sample = samples.draw(batch, generator)
             output = piece.run(arguments(sample, iteration), sample.kwargs)
@@ -192,21 +191,6 @@ def unit(sample: Sample, samples: Samples) -> float:
     shape = sample.target.shape
     channels = shape[-1] if len(shape) == 3 else shape[1] if len(shape) > 1 else 1
     return channels / (sample.target.numel() * samples.mean_weight)
-
-
-@contextmanager
-def learning(piece: Piece, parameters: Sequence[nn.Parameter]) -> Iterator[None]:
-    """While active, of all parameters in the piece only these get gradients."""
-    before = [(parameter, parameter.requires_grad) for parameter in piece.module.parameters()]
-    chosen = set(map(id, parameters))
-    for parameter, _ in before:
-        parameter.requires_grad_(id(parameter) in chosen)
-    try:
-        yield
-    finally:
-        for parameter, required in before:
-            parameter.requires_grad_(required)
-            parameter.grad = None
 
 
 @torch.no_grad()

@@ -23,19 +23,23 @@ class SoftRounding:
     neighbour on the float weight's side, and h starts ``1 - lean`` away from the chosen one.
 
     schedule: a row for every iteration (``bitsplit.ops.rounding.rounding_schedule``).
+    scale_rate: of Adam on the logarithms of the scales, which goes beyond the papers; 0 leaves them alone.
     """
 
-    def __init__(self, layers: Sequence[LayerTask], schedule: Tensor, lean: float) -> None:
-        self.layers = [LayerRounding(layer, lean) for layer in layers]
-        self._schedule = schedule.to(self.layers[0].weight.device) if layers else schedule
+    def __init__(self, layers: Sequence[LayerTask], schedule: Tensor, lean: float, scale_rate: float) -> None:
+        self._layers = [_LayerRounding(layer, lean) for layer in layers]
+        self._scales = LearnedScales(self._layers, scale_rate) if layers and scale_rate > 0 else None
+        self._schedule = schedule.to(self._layers[0].weight.device) if layers else schedule
 
     @property
     def parameters(self) -> list[nn.Parameter]:
-        return [layer.weight for layer in self.layers]
+        return [layer.weight for layer in self._layers]
 
     def step(self, iteration: int) -> None:
         """Learn from the gradients of the weights, and forget them."""
-        parts = [part for layer in self.layers for part in layer.parts()]
+        if self._scales is not None:
+            self._scales.step()
+        parts = [part for layer in self._layers for part in layer.parts()]
         if parts:
             rounding_step(*map(list, zip(*parts, strict=True)), self._schedule[iteration])
         for weight in self.parameters:
@@ -43,18 +47,18 @@ class SoftRounding:
 
     def undecided(self) -> float:
         """The share of weights that are far from both levels."""
-        h = [soft_bit(layer.v) for layer in self.layers]
+        h = [soft_bit(layer.v) for layer in self._layers]
         return sum(int(((x > UNSURE) & (x < 1 - UNSURE)).sum()) for x in h) / max(
             1, sum(x.numel() for x in h)
         )
 
     def harden(self) -> None:
         """Every weight to the level it is closer to."""
-        for layer in self.layers:
+        for layer in self._layers:
             layer.harden()
 
 
-class LayerRounding:
+class _LayerRounding:
     """The variables of one layer."""
 
     def __init__(self, layer: LayerTask, lean: float) -> None:
@@ -98,3 +102,21 @@ class LayerRounding:
         level = self._base + (soft_bit(self.v) >= 0.5)
         quantizer = self.quantizer
         set_weight(self._module, level + self._zero, self.scale, quantizer.zero_point)
+
+
+class LearnedScales:
+    """Adam on the logarithms of weight scales, from the gradients of the weights."""
+
+    def __init__(self, layers: Sequence[_LayerRounding], rate: float) -> None:
+        self._layers = layers
+        self._logarithms = [nn.Parameter(layer.scale.log()) for layer in layers]
+        self._optimizer = torch.optim.Adam(self._logarithms, lr=rate)
+
+    @torch.no_grad()
+    def step(self) -> None:
+        """Change the scales in place; whoever writes the weights next does so with the new ones."""
+        for layer, logarithm in zip(self._layers, self._logarithms, strict=True):
+            logarithm.grad = layer.quantizer.sum_per_channel(layer.weight.grad * layer.weight)
+        self._optimizer.step()
+        for layer, logarithm in zip(self._layers, self._logarithms, strict=True):
+            torch.exp(logarithm, out=layer.scale)

@@ -1,0 +1,109 @@
+"""FlexRound (ICLR 2023): every weight is divided by a learned number of its own before it is rounded.
+
+    W' = s1 * clip(round(W / (s1 * S)))
+
+The scale s1 of every channel and the divisors S (1 at first) are learned together, so that a weight may end
+at any level, and a large one moves farther than a small one.  Rounding lets gradients pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+import torch
+from pydantic import Field
+from torch import nn
+
+from bitsplit.methods.base import Granularity, LayerTask, Piece, Samples
+from bitsplit.methods.reconstruction import Reconstruction
+from bitsplit.methods.registry import register
+from bitsplit.quantizers import set_weight
+
+
+@register
+class FlexRound(Reconstruction):
+    """rate: of Adam on the logarithms of the divisors, scale_rate: on those of the scales."""
+
+    name = "flexround"
+    policy: ClassVar[str] = "qdrop"
+    unit: Granularity = "block"
+    iterations: int = Field(5_000, ge=0)
+    scale_rate: float = Field(1e-3, ge=0)
+
+    @property
+    def granularity(self) -> Granularity:
+        return self.unit
+
+    def weight_variables(self, layers: Sequence[LayerTask]) -> Divisors:
+        return Divisors(layers, self.rate, self.scale_rate)
+
+    def reconstruct(self, piece: Piece, samples: Samples) -> float:
+        return self.learn_weights(piece, samples)
+
+
+class Divisors:
+    """The divisors and scales of layers, whose ``weight`` parameters hold the rounded weights."""
+
+    def __init__(self, layers: Sequence[LayerTask], rate: float, scale_rate: float) -> None:
+        self._layers = [_LayerDivisors(layer) for layer in layers]
+        divisors = [layer.divisor for layer in self._layers] or [torch.zeros(1)]
+        scales = [layer.scale for layer in self._layers]
+        groups = [{"params": divisors, "lr": rate}, {"params": scales, "lr": scale_rate}]
+        self._optimizer = torch.optim.Adam(groups)
+
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        return [layer.weight for layer in self._layers]
+
+    @torch.no_grad()
+    def step(self, iteration: int) -> None:
+        """Learn from the gradients of the weights, and forget them."""
+        for layer in self._layers:
+            layer.take_gradients()
+        self._optimizer.step()
+        for layer in self._layers:
+            layer.write()
+
+    def undecided(self) -> float:
+        """Every weight is at a level all the time."""
+        return 0.0
+
+    def harden(self) -> None:
+        for layer in self._layers:
+            layer.harden()
+
+
+class _LayerDivisors:
+    """Logarithms of the divisors and scales of one layer."""
+
+    def __init__(self, layer: LayerTask) -> None:
+        self._module = layer.module
+        self._quantizer = quantizer = layer.module.weight_quantizer
+        self.weight = layer.module.weight
+        self._float = layer.kind.unmatrix(layer.module, layer.weight).clone()
+        self._zero = quantizer.per_channel(quantizer.zero_point)
+        self.divisor = nn.Parameter(torch.zeros_like(self._float))
+        self.scale = nn.Parameter(quantizer.scale.log().to(self._float.dtype))
+        self.write()
+
+    def write(self) -> None:
+        """The weight that scales and divisors stand for."""
+        scale = self._quantizer.per_channel(self.scale.detach().exp())
+        self._ratio = self._float / (scale * self.divisor.detach().exp())
+        grid = self._quantizer.grid
+        lowest, highest = grid.low - self._zero, grid.high - self._zero
+        self._level = torch.minimum(torch.maximum(self._ratio.round(), lowest), highest)
+        self.weight.data.copy_(scale * self._level)
+
+    def take_gradients(self) -> None:
+        """From the gradient of the weight, rounding taken for the identity within the levels."""
+        grad = self.weight.grad * self._quantizer.per_channel(self.scale.exp())
+        passed = torch.where(self._ratio.round() == self._level, grad * self._ratio, 0)
+        self.divisor.grad = -passed
+        self.scale.grad = self._quantizer.sum_per_channel(grad * self._level - passed)
+        self.weight.grad = None
+
+    def harden(self) -> None:
+        quantizer = self._quantizer
+        set_weight(self._module, self._level + self._zero, self.scale.detach().exp(), quantizer.zero_point)

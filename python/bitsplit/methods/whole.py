@@ -1,0 +1,148 @@
+"""The last step of a chain: the whole network is tuned to give what the float network gives.
+
+Unit after unit each fit sees its own error only; what they add up to shows at the network's output.  So
+scales and biases of all layers are learned together, from the divergence of the class probabilities (of
+networks without class scores: the error of the output) and the errors of all units' outputs.  No labels are
+needed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from bitsplit.methods.base import LayerTask, Method, Run
+from bitsplit.methods.learning import Adam, LearnedBiases, LearnedSteps, Variables, learning
+from bitsplit.methods.registry import register
+from bitsplit.ops.threads import one_thread
+from bitsplit.quantizers import refresh_weight
+
+
+@register
+class Global(Method):
+    """Adam on the logarithms of weight scales, on biases and on the steps of inputs, all of them together.
+
+    epochs: passes over the calibration batches, in a random order each.
+    scale_rate, bias_rate, step_rate: learning rates, which fall to 0 along half a cosine.
+    units: weight of the errors of the units' outputs beside the divergence at the network's end.
+    """
+
+    name = "global"
+    epochs: int = Field(10, ge=0)
+    scale_rate: float = Field(1e-3, ge=0)
+    bias_rate: float = Field(1e-3, ge=0)
+    step_rate: float = Field(4e-4, ge=0)
+    units: float = Field(1.0, ge=0)
+
+    def finish(self, run: Run) -> None:
+        tasks = [task for task in run.tasks() if task.is_fitted]
+        iterations = self.epochs * run.batch_count
+        if not tasks or iterations == 0:
+            return
+        inputs = {getattr(task.module, "input_quantizer", None): None for task in run.tasks()}
+        quantizers = [quantizer for quantizer in inputs if quantizer is not None]
+        weights = Scales(tasks, self.scale_rate, iterations)
+        variables: list[Variables] = [
+            weights,
+            LearnedBiases(tasks, self.bias_rate, iterations),
+            LearnedSteps(quantizers, iterations, self.step_rate, 0.0, run.seed),
+        ]
+        parameters = [parameter for some in variables for parameter in some.parameters]
+        with one_thread(), torch.enable_grad(), learning(run.student, parameters), _Outputs(run) as outputs:
+            for iteration in run.iterations(self.name, iterations):
+                if iteration % run.batch_count == 0:
+                    batches = run.batches()
+                self._loss(run, next(batches), outputs).backward()
+                for some in variables:
+                    some.step(iteration)
+        for some in variables:
+            some.harden()
+
+    def _loss(self, run: Run, batch: Any, outputs: _Outputs) -> Tensor:
+        outputs.clear()
+        with torch.no_grad():
+            wanted = run.forward(run.teacher, batch)
+        distance = divergence(run.forward(run.student, batch), wanted)
+        if not distance.requires_grad:
+            raise ValueError("the network's output does not depend on its weights in a smooth way")
+        return distance + self.units * outputs.error()
+
+
+def divergence(got: Any, wanted: Any) -> Tensor:
+    """Of class probabilities where the network gives class scores, else the relative error of its output."""
+    if isinstance(got, Tensor) and got.dim() == 2 and got.shape[1] > 1:
+        return F.kl_div(got.log_softmax(1), wanted.softmax(1), reduction="batchmean")
+    pairs = zip(pytree.tree_leaves(got), pytree.tree_leaves(wanted), strict=True)
+    errors = [
+        relative(a, b)
+        for a, b in pairs
+        if isinstance(a, Tensor) and a.is_floating_point() and a.shape == b.shape
+    ]
+    return torch.stack(errors).mean() if errors else torch.zeros(())
+
+
+def relative(got: Tensor, wanted: Tensor) -> Tensor:
+    """Squared error over energy."""
+    return (got - wanted).square().sum() / wanted.square().sum().clamp(min=1e-12)
+
+
+class _Outputs:
+    """What the units of both models gave in the last forward of each."""
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+        self._given: tuple[list[Tensor], list[Tensor]] = ([], [])
+        self._hooks = ExitStack()
+
+    def __enter__(self) -> _Outputs:
+        for model, given in zip((self._run.teacher, self._run.student), self._given, strict=True):
+            for unit in self._run.network.units:
+                # copies, because what comes next may change them in place
+                hook = model.get_submodule(unit.name).register_forward_hook(
+                    lambda module, args, output, given=given: given.append(output.clone())
+                )
+                self._hooks.callback(hook.remove)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._hooks.close()
+
+    def clear(self) -> None:
+        for given in self._given:
+            given.clear()
+
+    def error(self) -> Tensor:
+        """The mean relative error of the student's units."""
+        return torch.stack([relative(b, a) for a, b in zip(*self._given, strict=True)]).mean()
+
+
+class Scales:
+    """The logarithms of the weight scales of all layers, whose ``weight`` parameters follow them."""
+
+    def __init__(self, tasks: Sequence[LayerTask], rate: float, iterations: int) -> None:
+        self._layers = [task.module for task in tasks]
+        self.parameters = [layer.weight for layer in self._layers]
+        self._logarithms = [nn.Parameter(layer.weight_quantizer.scale.log()) for layer in self._layers]
+        self._adam = Adam(self._logarithms, rate, iterations)
+
+    @torch.no_grad()
+    def step(self, iteration: int) -> None:
+        """Learn from the gradients of the weights, and forget them."""
+        for layer, logarithm in zip(self._layers, self._logarithms, strict=True):
+            logarithm.grad = layer.weight_quantizer.sum_per_channel(layer.weight.grad * layer.weight).float()
+            layer.weight.grad = None
+        self._adam.step()
+        self.harden()
+
+    def harden(self) -> None:
+        """Give the layers their scales."""
+        for layer, logarithm in zip(self._layers, self._logarithms, strict=True):
+            layer.weight_quantizer.scale.copy_(logarithm.detach().exp())
+            refresh_weight(layer)

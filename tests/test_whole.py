@@ -1,0 +1,91 @@
+"""The last step of a chain: scales, biases and steps of the whole network are learned together."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from function_net import Net, layer
+from torch import Tensor, nn
+
+import bitsplit
+from bitsplit.errors import CalibrationError
+from bitsplit.methods.whole import divergence
+
+
+@pytest.fixture
+def model() -> nn.Module:
+    return nn.Sequential(
+        layer(3, 8), nn.ReLU(), layer(8, 8), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 5)
+    ).eval()
+
+
+@pytest.fixture
+def images() -> Tensor:
+    return torch.randn(48, 3, 8, 8)
+
+
+def distance(quantized: nn.Module, model: nn.Module, images: Tensor) -> float:
+    with torch.no_grad():
+        return float(divergence(quantized(images), model(images)))
+
+
+@pytest.mark.parametrize("activations", [None, 4])
+@pytest.mark.parametrize("start", ["mse", "bitsplit"])
+def test_the_output_comes_closer_and_the_integers_stay(model, images, start, activations):
+    options = {"weights": 2, "activations": activations, "batch_size": 16}
+    before = bitsplit.quantize(model, images, start, **options)
+    after = bitsplit.quantize(model, images, [start, bitsplit.Global(epochs=20)], **options)
+    assert distance(after, model, images) < distance(before, model, images)
+    found, expected = bitsplit.codes(after), bitsplit.codes(before)
+    assert all(torch.equal(found[name].codes, expected[name].codes) for name in expected)
+    assert all((found[name].scale > 0).all() for name in found)
+
+
+def test_no_epochs_change_nothing(model, images):
+    before = bitsplit.quantize(model, images, "mse", weights=2)
+    after = bitsplit.quantize(model, images, ["mse", bitsplit.Global(epochs=0)], weights=2)
+    assert torch.equal(after(images), before(images))
+
+
+def test_threads_change_nothing(model, images):
+    results = []
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        chain = ["mse", bitsplit.Global(epochs=3)]
+        results.append(bitsplit.quantize(model, images, chain, weights=2, activations=4)(images))
+    assert torch.equal(*results)
+
+
+def test_saved_and_loaded(model, images, tmp_path):
+    chain = ["bitsplit", bitsplit.Global(epochs=2)]
+    quantized = bitsplit.quantize(model, images, chain, weights=2, activations=4)
+    bitsplit.save(quantized, tmp_path / "net.safetensors")
+    loaded = bitsplit.load(tmp_path / "net.safetensors", model)
+    assert torch.equal(loaded(images), quantized(images))
+
+
+def test_networks_without_class_scores(images):
+    net = Net(lambda m, x: {"map": m.b(torch.relu(m.a(x)))}, a=layer(3, 6), b=layer(6, 2)).eval()
+    before = bitsplit.quantize(net, images, "mse", weights=2)
+    after = bitsplit.quantize(net, images, ["mse", bitsplit.Global(epochs=10)], weights=2)
+    assert distance(after, net, images) < distance(before, net, images)
+
+
+def test_an_output_without_gradient_is_refused(images):
+    net = Net(lambda m, x: m.b(torch.relu(m.a(x))).argmax(1), a=layer(3, 6), b=layer(6, 2)).eval()
+    with pytest.raises(CalibrationError, match="does not depend on its weights in a smooth way"):
+        bitsplit.quantize(net, images, ["mse", bitsplit.Global(epochs=1)], weights=2)
+
+
+def test_models_that_change_what_they_get(images):
+    """In-place operations on the outputs of units, and on the batch itself."""
+    net = Net(
+        lambda m, x: m.c(m.b(m.a(x.mul_(0.5)).relu_()).add_(1.0).mean((2, 3))),
+        a=layer(3, 6), b=layer(6, 4), c=nn.Linear(4, 3),
+    ).eval()  # fmt: skip
+    before = bitsplit.quantize(net, images.clone(), "mse", weights=2)
+    after = bitsplit.quantize(net, images.clone(), ["mse", bitsplit.Global(epochs=10)], weights=2)
+    with torch.no_grad():
+        wanted = net(images.clone())
+        errors = [float(divergence(q(images.clone()), wanted)) for q in (before, after)]
+    assert errors[1] < errors[0]
