@@ -1,0 +1,212 @@
+"""Time of one iteration of block reconstruction, against the bare block and against plain autograd.
+
+    python benchmarks/reconstruction.py [--threads 1] [--rounds 3] [--device cpu]
+
+One residual block (two 3x3 convolutions), 32 rows an iteration. *bare*: forward and backward of the float
+block, gradients of its weights included, in the faster of both memory formats. *plain*: the same method as
+modules and autograd, the way the papers' codes are written: soft weights and regulariser are expressions of
+torch, Adam is torch's. Learning rounding (BRECQ), and rounding and steps with drop (QDrop).
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import bitsplit
+
+ROWS = 32
+FEATURES = 128
+
+
+class Block(nn.Module):
+    """Two convolutions around which the input goes."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.one = nn.Conv2d(channels, channels, 3, padding=1)
+        self.two = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(self.two(F.relu(self.one(x))) + x)
+
+
+@dataclass(frozen=True)
+class Case:
+    name: str
+    channels: int
+    size: int
+    iterations: int
+
+    def inputs(self, device: str) -> Tensor:
+        return torch.rand(FEATURES, self.channels, self.size, self.size, device=device)
+
+
+CASES = [
+    Case("ResNet-20, 16 x 32 x 32", 16, 32, 60),
+    Case("ResNet-20, 32 x 16 x 16", 32, 16, 60),
+    Case("ResNet-20, 64 x 8 x 8", 64, 8, 60),
+    Case("ResNet-18, 64 x 56 x 56", 64, 56, 4),
+    Case("ResNet-18, 512 x 7 x 7", 512, 7, 4),
+]
+
+
+def synchronize(device: str) -> None:
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
+def seconds(work: Callable[[int], None], iterations: int, device: str) -> float:
+    """Of one iteration; a first run warms up."""
+    work(2)
+    synchronize(device)
+    started = time.perf_counter()
+    work(iterations)
+    synchronize(device)
+    return (time.perf_counter() - started) / iterations
+
+
+def bare(case: Case, device: str) -> float:
+    """Forward and backward of the float block, the better memory format."""
+    times = []
+    for memory_format in (torch.contiguous_format, torch.channels_last):
+        block = Block(case.channels).to(device, memory_format=memory_format)
+        x = case.inputs(device)[:ROWS].contiguous(memory_format=memory_format)
+        grad = torch.rand_like(x)
+
+        def work(iterations: int, block: nn.Module = block, x: Tensor = x, grad: Tensor = grad) -> None:
+            for _ in range(iterations):
+                for parameter in block.parameters():
+                    parameter.grad = None
+                block(x).backward(grad)
+
+        times.append(seconds(work, case.iterations, device))
+    return min(times)
+
+
+class PlainConv(nn.Conv2d):
+    """A convolution whose rounding is learned, and whose input may be quantized with a learned step."""
+
+    def prepare(self, bits: int, activations: int | None, drop: float) -> None:
+        limit = 2 ** (bits - 1) - 1
+        weight = self.weight.detach()
+        self.scale = weight.abs().amax((1, 2, 3), keepdim=True) / limit
+        self.base = torch.floor(weight / self.scale).clamp(-limit, limit - 1)
+        rest = (weight / self.scale - self.base).clamp(0.001, 0.999)
+        self.v = nn.Parameter(torch.logit((rest + 0.1) / 1.2))
+        self.high = None if activations is None else 2**activations - 1
+        self.step = nn.Parameter(torch.tensor(1.0 / (self.high or 1), device=weight.device))
+        self.drop = drop
+
+    def h(self) -> Tensor:
+        return torch.clamp(torch.sigmoid(self.v) * 1.2 - 0.1, 0, 1)
+
+    def quantized(self, x: Tensor) -> Tensor:
+        codes = x / self.step
+        codes = torch.clamp((codes.round() - codes).detach() + codes, 0, self.high)
+        quantized = codes * self.step
+        return torch.where(torch.rand_like(x) < self.drop, quantized, x) if self.drop < 1 else quantized
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.high is not None:
+            x = self.quantized(x)
+        return F.conv2d(x, self.scale * (self.base + self.h()), self.bias, padding=1)
+
+
+def plain(case: Case, device: str, activations: int | None) -> float:
+    """The method as an ordinary training loop."""
+    block = Block(case.channels).to(device)
+    teacher, x = copy.deepcopy(block), case.inputs(device)
+    for conv in (block.one, block.two):
+        conv.__class__ = PlainConv
+        conv.prepare(3, activations, 1.0 if activations is None else 0.5)
+    with torch.no_grad():
+        target = teacher(x)
+        noisy = x + 0.01 * torch.randn_like(x)
+    optimizer = torch.optim.Adam([block.one.v, block.two.v])
+    steps = torch.optim.Adam([block.one.step, block.two.step], lr=4e-5)
+    rates = torch.optim.lr_scheduler.CosineAnnealingLR(steps, 20_000)
+
+    def work(iterations: int) -> None:
+        for _ in range(iterations):
+            rows = torch.randperm(FEATURES)[:ROWS].to(device)
+            chosen, wanted = noisy[rows], target[rows]
+            if activations is not None:
+                chosen = torch.where(torch.rand_like(chosen) < 0.5, chosen, x[rows])
+            optimizer.zero_grad()
+            steps.zero_grad()
+            loss = (block(chosen) - wanted).abs().pow(2).sum(1).mean()
+            for conv in (block.one, block.two):
+                loss = loss + 0.01 * (1 - (2 * conv.h() - 1).abs().pow(5.0)).sum()
+            loss.backward()
+            optimizer.step()
+            if activations is not None:
+                steps.step()
+                rates.step()
+
+    return seconds(work, case.iterations, device)
+
+
+def ours(case: Case, device: str, activations: int | None) -> float:
+    """From the report's seconds of two runs that differ in the number of iterations."""
+    torch.manual_seed(0)
+    network = nn.Sequential(Block(case.channels)).to(device).eval()
+    x = case.inputs(device)
+
+    def spent(iterations: int) -> float:
+        method = (
+            bitsplit.Brecq(iterations=iterations, step_iterations=0)
+            if activations is None
+            else bitsplit.QDrop(iterations=iterations)
+        )
+        learned = bitsplit.quantize(
+            network, x, method, weights=3, activations=activations, policy="all", batch_size=ROWS
+        )
+        return next(piece.seconds for piece in learned._bitsplit.pieces)
+
+    few, many = 2, 2 + case.iterations
+    return max(1e-9, (spent(many) - spent(few)) / case.iterations)
+
+
+def main() -> None:
+    """Measure in turns, print the best of each."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--device", default="cpu")
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    print(f"torch {torch.__version__}, {arguments.threads} thread(s), {arguments.device}\n")
+    print("| block | bare | BRECQ | of bare | plain | faster | QDrop | of bare | plain | faster |")
+    print("|---|---|---|---|---|---|---|---|---|---|")
+    for case in CASES:
+        best: dict[str, float] = {}
+        for _ in range(arguments.rounds):
+            for name, measure in {
+                "bare": lambda c=case: bare(c, arguments.device),
+                "brecq": lambda c=case: ours(c, arguments.device, None),
+                "plain brecq": lambda c=case: plain(c, arguments.device, None),
+                "qdrop": lambda c=case: ours(c, arguments.device, 4),
+                "plain qdrop": lambda c=case: plain(c, arguments.device, 4),
+            }.items():
+                best[name] = min(best.get(name, float("inf")), measure())
+        cells = [f"{best['bare'] * 1e3:.2f} ms"]
+        for method in ("brecq", "qdrop"):
+            cells += [
+                f"{best[method] * 1e3:.2f} ms",
+                f"{best[method] / best['bare']:.2f}x",
+                f"{best['plain ' + method] * 1e3:.2f} ms",
+                f"{best['plain ' + method] / best[method]:.2f}x",
+            ]
+        print(f"| {case.name} | {' | '.join(cells)} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
