@@ -21,21 +21,29 @@ BITSPLIT_HOST_DEVICE double sigmoid(double v) { return 1 / (1 + exp(-v)); }
 template <typename T>
 struct SoftBit {
   T h;
-  T slope;  // dh / dv
+  T slope;  // dh / dv, 0 where h is clipped
 };
 
 template <typename T>
 BITSPLIT_HOST_DEVICE SoftBit<T> soft_bit(T v) {
   const T s = sigmoid(v), stretched = T(1.2) * s - T(0.1);
-  const bool undecided = (stretched > 0) & (stretched < 1);
-  return {clamp_level(stretched, T(0), T(1)), undecided ? T(1.2) * s * (1 - s) : T(0)};
+  const T h = clamp_level(stretched, T(0), T(1)), slope = T(1.2) * s * (1 - s);
+  return {h, h == stretched ? slope : T(0)};
 }
 
-// dR / dh = -2 b |2h - 1|^(b - 1) sign(2h - 1), for b >= 1.
+// x^p for 0 <= x <= 1 and p >= 0, without a case that would keep loops from being vectorised: below 2^-60 x
+// counts as 2^-60.
+BITSPLIT_HOST_DEVICE float power_of_fraction(float x, float p) {
+  constexpr float kSmallest = 0x1p-60f;
+  return exp2_of_normal(clamp_level(p * log2_of_normal(x < kSmallest ? kSmallest : x), -126.f, 0.f));
+}
+BITSPLIT_HOST_DEVICE double power_of_fraction(double x, double p) { return pow(x, p); }
+
+// dR / dh = -2 b |2h - 1|^(b - 2) (2h - 1), for b >= 2.
 template <typename T>
 BITSPLIT_HOST_DEVICE T indecision_slope(T h, T b) {
-  const T from_middle = 2 * h - 1, size = power(from_middle, b - 1);
-  return from_middle < 0 ? 2 * b * size : -2 * b * size;
+  const T from_middle = 2 * h - 1;
+  return -2 * b * from_middle * power_of_fraction(from_middle < 0 ? -from_middle : from_middle, b - 2);
 }
 
 // What one iteration of learning depends on besides the gradients. first, second: Adam's corrections

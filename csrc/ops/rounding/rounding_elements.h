@@ -4,6 +4,7 @@
 
 #include <cstdint>
 
+#include "core/simd.h"
 #include "core/soft_rounding.h"
 
 namespace bitsplit {
@@ -17,7 +18,8 @@ struct RoundingStep {
   T* __restrict__ square;
   const int16_t* __restrict__ base;
 
-  BITSPLIT_HOST_DEVICE void operator()(int64_t i, T scale, const RoundingSchedule<T>& schedule) const {
+  BITSPLIT_SIMD BITSPLIT_HOST_DEVICE void operator()(int64_t i, T scale,
+                                                     const RoundingSchedule<T>& schedule) const {
     const SoftBit<T> bit = soft_bit(v[i]);
     const T slope = scale * grad[i] + schedule.weight * indecision_slope(bit.h, schedule.exponent);
     AdamState<T> state{mean[i], square[i]};
