@@ -23,8 +23,26 @@ from bitsplit.evaluation import agreement, evaluate, predict
 
 # (x - 127) / 128 on pixels from 0 to 255; the photos are cut to 224 pixels already.
 PREPROCESSING = Preprocessing(resize=None, crop=None, mean=(127 / 255,) * 3, std=(128 / 255,) * 3)
-METHODS = ("minmax", "mse", "bitsplit")
-WIDTHS = {"W8A8": (8, 8), "W6A8": (6, 8), "W4A32": (4, None), "W4A8": (4, 8)}
+AFFINE = bitsplit.BitSplit(levels="affine")
+METHODS = {
+    "minmax": ["minmax"],
+    "mse": ["mse"],
+    "bitsplit": ["bitsplit"],
+    "bitsplit affine": [AFFINE],
+    "bitsplit affine, global": [AFFINE, bitsplit.Global(epochs=3)],
+    "adaround": [bitsplit.AdaRound(iterations=500)],
+    "brecq": [bitsplit.Brecq(iterations=500, step_iterations=500)],
+    "qdrop": [bitsplit.QDrop(iterations=500)],
+    "flexround": [bitsplit.FlexRound(iterations=500)],
+}
+WIDTHS = {
+    "W8A8": (8, 8),
+    "W6A8": (6, 8),
+    "W4A32": (4, None),
+    "W4A8": (4, 8),
+    "W4A4": (4, 4),
+    "W3A8": (3, 8),
+}
 
 
 def load_network() -> nn.Module:
@@ -58,7 +76,7 @@ def compare(photos: ImageFolder, chosen: list[str], methods: list[str], seed: in
         for method in methods:
             started = time.perf_counter()
             quantized = bitsplit.quantize(
-                model, images, method, weights=weights, activations=activations, seed=seed
+                model, images, METHODS[method], weights=weights, activations=activations, seed=seed
             )
             seconds = time.perf_counter() - started
             measured, same = evaluate(quantized, test), agreement(quantized, classes, test)
