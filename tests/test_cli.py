@@ -215,11 +215,12 @@ def test_unreadable_bits(text: str) -> None:
 
 
 def test_options_spell_a_recipe() -> None:
-    assert recipe_of(None, None, None, None, None, None) == Recipe()
-    assert recipe_of(None, "A8", None, None, None, None) == Recipe(weights=None, activations=8)
-    spelled = recipe_of(
-        None, "W3A4", ["equalize", "{name: bitsplit, rounds: 7}"], "brecq", ["layer1.*=W8", "fc=float"], 5
+    assert recipe_of(None, None, None, None, None, None, None) == Recipe(effort="fast")
+    assert recipe_of(None, "A8", None, "best", None, None, None) == Recipe(
+        effort="best", weights=None, activations=8
     )
+    chain = ["equalize", "{name: bitsplit, rounds: 7}"]
+    spelled = recipe_of(None, "W3A4", chain, None, "brecq", ["layer1.*=W8", "fc=float"], 5)
     assert spelled == Recipe(
         method=["equalize", {"name": "bitsplit", "rounds": 7}],
         weights=3,

@@ -15,6 +15,7 @@ from bitsplit.policies import AFTER_FIRST, FIRST, LAST, POLICIES
 from bitsplit.recipe import LayerOverride, Recipe
 
 CONFIGS = Path(__file__).parents[1] / "configs"
+EFFORTS = ["fast", "normal", "best"]
 
 BITS = st.none() | st.integers(2, 8)
 OVERRIDES = st.fixed_dictionaries({}, optional={"weights": BITS, "activations": BITS}).filter(bool)
@@ -174,3 +175,24 @@ def test_the_table_of_the_documentation_is_what_the_policies_do() -> None:
         words = {3: "given", 8: "8", None: "float"}
         shortcuts = "quantized" if policy.quantized_shortcuts else "float"
         assert documented[name] == [*(words[choice.bits] for choice in told), shortcuts], name
+
+
+class TestEffort:
+    def test_every_effort_is_a_chain_that_is_written_down(self) -> None:
+        fast, normal, best = (Recipe(effort=name, weights=2, activations=4) for name in EFFORTS)
+        assert [method.name for method in fast.method] == ["bitsplit"]
+        assert [method.name for method in normal.method] == ["bitsplit", "global"]
+        assert [method.name for method in best.method] == ["bitsplit", "qdrop", "global"]
+        assert Recipe.from_yaml(best.to_yaml()) == best
+        assert fast.policy == "qdrop"
+
+    def test_bits_decide_too(self) -> None:
+        assert Recipe(effort="fast", weights=8).method[0].levels == "symmetric"
+        assert Recipe(effort="fast", weights=4).method[0].levels == "affine"
+        assert Recipe(effort="best", weights=4).method[1].name == "brecq"
+
+    def test_method_or_effort(self) -> None:
+        with pytest.raises(ValueError, match="'effort' chooses the method; leave out one of the two"):
+            Recipe(effort="fast", method="mse")
+        with pytest.raises(ValueError, match="effort is one of fast, normal, best, got 'slow'"):
+            Recipe(effort="slow")

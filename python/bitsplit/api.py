@@ -20,6 +20,7 @@ from bitsplit.device import checked_device, device_of, to_device
 from bitsplit.document import explain
 from bitsplit.errors import ModelError, RecipeError
 from bitsplit.inplace import adopt
+from bitsplit.methods.presets import Effort
 from bitsplit.network import Network, bake_effective_weights, fold_norms, observe, untie_layers
 from bitsplit.plan import Plan, make_plan
 from bitsplit.quantizers import quantized_layers
@@ -34,8 +35,9 @@ Step = Callable[[nn.Module, Any], Any]
 def quantize(
     model: Model,
     data: Any,
-    method: Any = "bitsplit",
+    method: Any = None,
     *,
+    effort: Effort | None = None,
     weights: int | None = 4,
     activations: int | None = None,
     policy: str = "paper",
@@ -52,8 +54,10 @@ def quantize(
 
     data: calibration inputs without labels: Tensor[N, ...], a list of batches, a DataLoader.
     method: a name, a config, a list of them (a chain), or a whole ``Recipe`` (then bits, policy, layers and
-    seed are the recipe's).  weights, activations: bits, 2 to 8, None is float.  policy: which rule holds for
-    first and last layers.  layers: overrides by wildcard, such as
+    seed are the recipe's).  effort: without a method the best chain for this time, ``fast`` (default),
+    ``normal`` or ``best``.
+    weights, activations: bits, 2 to 8, None is float.  policy: which rule holds for first and last layers.
+    layers: overrides by wildcard, such as
     ``{"layer1.*": {"weights": 8}, "fc": {"weights": None}}``.
     step: how one batch runs through the model, default ``model(batch)``.
     batch_size: images in a batch, where the batches are made here; default 64, on the CPU as many as make
@@ -61,7 +65,7 @@ def quantize(
     checkpoint: a folder for finished layers; the same call again goes on from there.
     memory: bytes of host memory for features, beyond that they go to disk; default a quarter of what is free.
     """
-    recipe = _recipe(method, weights, activations, policy, layers, seed)
+    recipe = _recipe(method, effort, weights, activations, policy, layers, seed)
     batches, forward = _batches(model, data, batch_size, step, device), step or _call
     network, teacher = _observed_copy(model, batches, forward, device)
     resolved = make_plan(network, recipe)
@@ -83,8 +87,9 @@ def quantize(
 def plan(
     model: nn.Module,
     data: Any,
-    method: Any = "bitsplit",
+    method: Any = None,
     *,
+    effort: Effort | None = None,
     weights: int | None = 4,
     activations: int | None = None,
     policy: str = "paper",
@@ -101,7 +106,7 @@ def plan(
 
     inplace, checkpoint and memory decide nothing here: they may stand among the arguments of both.
     """
-    recipe = _recipe(method, weights, activations, policy, layers, seed)
+    recipe = _recipe(method, effort, weights, activations, policy, layers, seed)
     batches = _batches(model, data, batch_size, step, device)
     network, _ = _observed_copy(model, batches, step or _call, device)
     return make_plan(network, recipe)
@@ -109,6 +114,7 @@ def plan(
 
 def _recipe(
     method: Any,
+    effort: str | None,
     weights: int | None,
     activations: int | None,
     policy: str,
@@ -118,12 +124,19 @@ def _recipe(
     asked = {"weights": weights, "activations": activations, "policy": policy, "seed": seed}
     asked["layers"] = layers or {}
     if isinstance(method, Recipe):
-        contrary = [name for name, value in asked.items() if value != getattr(Recipe(), name)]
+        asked["effort"] = effort
+        contrary = [name for name, value in asked.items() if value != getattr(Recipe(), name, None)]
         if contrary:
             raise RecipeError(f"the recipe says everything; leave out {', '.join(contrary)} or the recipe")
         return method
+    if method is None:
+        asked["effort"] = effort or "fast"
+        if policy == "paper":
+            del asked["policy"]
+    else:
+        asked |= {"method": method, "effort": effort}
     try:
-        return Recipe(method=method, **asked)
+        return Recipe(**asked)
     except ValidationError as error:
         raise RecipeError(explain(error)) from None
 

@@ -133,7 +133,8 @@ class Plan(Document):
 
     def table(self) -> Table:
         """One row per layer, for ``rich.print``."""
-        table = Table(title=f"policy {self.rule}", caption=self._caption(), caption_justify="left")
+        methods = " + ".join(method.name for method in self.recipe.method)
+        table = Table(title=f"{methods}, policy {self.rule}", caption=self._caption(), caption_justify="left")
         for heading in ("layer", "kind", "unit", "weights", "input", "input quantizer", "why"):
             table.add_column(heading, overflow="fold")
         for layer in self.layers:

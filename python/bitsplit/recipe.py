@@ -8,8 +8,11 @@ from pydantic import Field, SerializeAsAny, field_validator, model_validator
 
 from bitsplit.document import Document
 from bitsplit.methods.base import Method, WeightMethod
+from bitsplit.methods.presets import preset
 from bitsplit.methods.registry import get, names, resolve
 from bitsplit.policies import PolicyName
+
+EFFORT_POLICY: PolicyName = "qdrop"  # integer networks throughout: shortcuts are quantized too
 
 Bits = Annotated[int, Field(strict=True, ge=2, le=8)]
 
@@ -51,6 +54,9 @@ class Recipe(Document):
         policy: the rule for first and last layers (``bitsplit.policies``).
         layers: overrides by wildcard on layer names; where several match, the later one wins, field by field.
         seed: of everything that is drawn at random.
+
+    Instead of a method ``effort`` may be given: "fast", "normal" or "best" (``bitsplit.methods.presets``).
+    The recipe then holds the chain that this stands for.
     """
 
     method: tuple[SerializeAsAny[Method], ...] = Field(default="bitsplit", validate_default=True)
@@ -59,6 +65,20 @@ class Recipe(Document):
     policy: PolicyName = "paper"
     layers: dict[str, LayerOverride] = Field(default_factory=dict)
     seed: Annotated[int, Field(strict=True, ge=0, lt=2**63)] = 0
+
+    @model_validator(mode="before")
+    @classmethod
+    def _method_of_effort(cls, fields: Any) -> Any:
+        if not isinstance(fields, dict) or "effort" not in fields:
+            return fields
+        fields = dict(fields)
+        effort = fields.pop("effort")
+        if effort is None:
+            return fields
+        if "method" in fields:
+            raise ValueError("'effort' chooses the method; leave out one of the two")
+        bits = {name: fields.get(name, cls.model_fields[name].default) for name in ("weights", "activations")}
+        return {"method": preset(effort, **bits), "policy": EFFORT_POLICY, **fields}
 
     @field_validator("method", mode="before")
     @classmethod

@@ -43,7 +43,16 @@ MethodOption = Annotated[
         "--method",
         metavar="NAME",
         help='A name, or "{name: bitsplit, paper: true}"; several make a chain.',
-        show_default="bitsplit",
+        show_default="by --effort",
+    ),
+]
+EffortOption = Annotated[
+    str | None,
+    typer.Option(
+        "--effort",
+        metavar="NAME",
+        help="Without a method, the best chain for this time: fast, normal or best.",
+        show_default="fast",
     ),
 ]
 PolicyOption = Annotated[
@@ -51,8 +60,8 @@ PolicyOption = Annotated[
     typer.Option(
         "--policy",
         metavar="NAME",
-        help="First and last layers: paper, brecq, qdrop or all.",
-        show_default="paper",
+        help="First and last layers: paper, brecq, qdrop, adaround or all.",
+        show_default="paper, or by effort qdrop",
     ),
 ]
 LayerOption = Annotated[
@@ -110,12 +119,14 @@ def recipe_of(
     recipe: Path | None,
     bits: str | None,
     method: list[str] | None,
+    effort: str | None,
     policy: str | None,
     layer: list[str] | None,
     seed: int | None,
 ) -> Recipe:
     """The recipe of a file, or the one that the other options spell; not both."""
-    spelled = {"--bits": bits, "--method": method, "--policy": policy, "--layer": layer, "--seed": seed}
+    spelled = {"--bits": bits, "--method": method, "--effort": effort}
+    spelled |= {"--policy": policy, "--layer": layer, "--seed": seed}
     if recipe is not None:
         both = [name for name, value in spelled.items() if value not in (None, [])]
         if both:
@@ -125,6 +136,8 @@ def recipe_of(
     fields["weights"] = fields.get("weights")
     if method:
         fields["method"] = [_plain(text, "--method") for text in method]
+    if effort is not None or not method:
+        fields["effort"] = effort or "fast"
     if policy is not None:
         fields["policy"] = policy
     if seed is not None:

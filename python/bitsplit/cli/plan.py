@@ -18,6 +18,7 @@ def plan(
     weights: options.WeightsOption = None,
     bits: options.BitsOption = None,
     method: options.MethodOption = None,
+    effort: options.EffortOption = None,
     policy: options.PolicyOption = None,
     layer: options.LayerOption = None,
     seed: options.SeedOption = None,
@@ -34,7 +35,7 @@ def plan(
     device: options.DeviceOption = None,
 ) -> None:
     """Show what quantize would do to every layer; nothing is fitted, no photos are needed."""
-    chosen = options.recipe_of(recipe, bits, method, policy, layer, seed)
+    chosen = options.recipe_of(recipe, bits, method, effort, policy, layer, seed)
     network = load_model(model, weights)
     if input_size is None:
         side = preprocessing_of(model, network).crop or 224

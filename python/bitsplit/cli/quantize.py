@@ -27,6 +27,7 @@ def quantize(
     weights: options.WeightsOption = None,
     bits: options.BitsOption = None,
     method: options.MethodOption = None,
+    effort: options.EffortOption = None,
     policy: options.PolicyOption = None,
     layer: options.LayerOption = None,
     seed: options.SeedOption = None,
@@ -46,7 +47,7 @@ def quantize(
     device: options.DeviceOption = None,
 ) -> None:
     """Quantize a network with calibration photos and save it."""
-    chosen = options.recipe_of(recipe, bits, method, policy, layer, seed)
+    chosen = options.recipe_of(recipe, bits, method, effort, policy, layer, seed)
     if not save.parent.is_dir():
         raise ArtifactError(f"cannot save to {save}: there is no folder {save.parent}")
     if save.is_dir():
