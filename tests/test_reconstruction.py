@@ -240,6 +240,14 @@ class TestUnusualPieces:
         assert piece.after < piece.before
 
 
+def test_the_summary_shows_what_was_learned(model, images):
+    learned = bitsplit.quantize(model, images, METHODS["brecq"], weights=3)
+    text = str(bitsplit.summary(learned))
+    assert "undecided" in text
+    assert "second" in text
+    assert "undecided" not in str(bitsplit.summary(bitsplit.quantize(model, images, "mse", weights=3)))
+
+
 def test_requirements_of_gradients_are_as_before(model, images):
     model.first.one.weight.requires_grad_(False)
     learned = bitsplit.quantize(model, images, METHODS["brecq with scales"], weights=3)

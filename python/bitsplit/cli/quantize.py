@@ -66,7 +66,7 @@ def quantize(
     )
     _record_images(quantized, drawn)
     bitsplit.save(quantized, save)
-    options.console().print(bitsplit.summary(quantized).table())
+    options.console().print(*bitsplit.summary(quantized).tables())
     notes.print(f"saved to {save} ({save.stat().st_size / 2**20:.2f} MiB)")
 
 

@@ -11,6 +11,7 @@ from torch import nn
 
 from bitsplit.network import kind_of
 from bitsplit.quantizers import ActivationQuantizer, WeightQuantizer
+from bitsplit.report.piece_table import piece_table
 from bitsplit.report.results import QuantizationReport
 
 
@@ -86,6 +87,11 @@ class Summary:
             )
         return table
 
+    def tables(self) -> list[Table]:
+        """The table of the layers and, of a model in which something was learned, that of the pieces."""
+        learned = None if self.report is None else piece_table(self.report)
+        return [self.table()] if learned is None else [self.table(), learned]
+
     def _what(self) -> str:
         if not self.is_quantized:
             return "a float model: no layer is quantized"
@@ -108,7 +114,8 @@ class Summary:
     def __str__(self) -> str:
         console = Console(width=120, color_system=None)
         with console.capture() as capture:
-            console.print(self.table())
+            for table in self.tables():
+                console.print(table)
         return capture.get()
 
 
