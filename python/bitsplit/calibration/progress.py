@@ -36,6 +36,7 @@ class Progress:
             transient=True,
         )
         self._task = self._bar.add_task("", total=layers, facts="")
+        self._learning = self._bar.add_task("", total=0, facts="", visible=False)
 
     def __enter__(self) -> Progress:
         self._bar.start()
@@ -51,11 +52,13 @@ class Progress:
         self._bar.update(self._task, description=name)
 
     def iterations(self, name: str, count: int) -> Iterator[int]:
-        """0, 1, ... count - 1, the piece ``name`` being learned."""
+        """0, 1, ... count - 1, on a bar of its own while ``name`` is learned."""
+        self._bar.reset(self._learning, total=count, description=f"learning {name}", visible=True)
         for iteration in range(count):
             if iteration % SHOWN_EVERY == 0:
-                self._bar.update(self._task, description=f"{name} {iteration}/{count}")
+                self._bar.update(self._learning, completed=iteration)
             yield iteration
+        self._bar.update(self._learning, visible=False)
 
     def done(self, result: LayerResult | None) -> None:
         """One layer is finished; ``result`` is what came of it, None when it stays float."""
