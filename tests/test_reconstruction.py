@@ -14,7 +14,10 @@ from function_net import Net, layer
 from torch import Tensor, nn
 
 import bitsplit
+from bitsplit.calibration.forecast import row_bytes
+from bitsplit.data import as_batches
 from bitsplit.errors import CalibrationError
+from bitsplit.network import observe
 
 SHORT = {"iterations": 60, "rate": 0.02}
 METHODS = {
@@ -306,3 +309,12 @@ class TestShortcuts:
             model, images, bitsplit.BitSplit(ecaq=True), weights=4, activations=4, policy="qdrop"
         )
         assert plan.layer("first.one").argument is None
+
+
+@pytest.mark.parametrize("name", ["brecq", "brecq fisher", "qdrop"])
+def test_the_forecast_knows_the_rows(model, images, name):
+    """What is kept of the largest unit: 8 channels of 8x8 in (for qdrop twice) and out (for fisher twice)."""
+    network = observe(model, images)
+    expected = {"brecq": 2, "brecq fisher": 3, "qdrop": 3}[name]
+    batches = as_batches(images, 8, inputs_only=True, device=torch.device("cpu"))
+    assert row_bytes(network, [METHODS[name]], batches) == expected * 40 * 8 * 8 * 8 * 4

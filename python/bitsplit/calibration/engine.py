@@ -13,7 +13,7 @@ from torch import nn
 
 from bitsplit.calibration.checkpoint import Checkpoint
 from bitsplit.calibration.features import FeatureStore
-from bitsplit.calibration.forecast import feature_bytes, forecast, free_memory
+from bitsplit.calibration.forecast import feature_bytes, forecast, free_memory, row_bytes
 from bitsplit.calibration.piece import EnginePiece, learn
 from bitsplit.calibration.progress import Progress
 from bitsplit.calibration.replay import Replay, UnitCall
@@ -132,6 +132,7 @@ class Engine:
     def _forecast(self) -> str:
         """What the run will need, in words; refused when that is more than there is."""
         features = feature_bytes(self.network, self.schedule, self.data)
+        features += row_bytes(self.network, self.methods, self.data)
         needed = forecast(self.network, self.plan, self.methods, features, self.store.budget)
         needed.check(free_memory(self.student_replay.device))
         self.store.reserved = features

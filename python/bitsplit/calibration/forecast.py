@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from dataclasses import dataclass
 
@@ -65,6 +66,18 @@ def forecast(network: Network, plan: Plan, methods: list[Method], features: int,
             sizes[name] = max((method.memory(layer.kind, groups, columns) for method in methods), default=0)
     largest = max(sizes, key=sizes.__getitem__, default="")
     return Forecast(features, max(0, features - budget), sizes.get(largest, 0), largest)
+
+
+def row_bytes(network: Network, methods: list[Method], data: Batches) -> int:
+    """Of the rows of that unit which has most, while it is learned."""
+    inputs, outputs = (max(counts) for counts in zip(*(method.kept_rows for method in methods), strict=True))
+    record, names = network.record, {unit.name for unit in network.units}
+    sizes: dict[str, int] = dict.fromkeys(names, 0)
+    for call in record.calls:
+        if call.name in names:
+            for count, values in ((inputs, call.inputs), (outputs, call.outputs)):
+                sizes[call.name] += count * sum(math.prod(record.values[value].shape) for value in values)
+    return 4 * max(sizes.values(), default=0) * data.images // record.batch_size
 
 
 def feature_bytes(network: Network, schedule: Schedule, data: Batches) -> int:

@@ -174,6 +174,11 @@ class Method(Config):
         return None
 
     @property
+    def kept_rows(self) -> tuple[int, int]:
+        """How many tensors like a piece's inputs, and like its output, are kept while it is learned."""
+        return 0, 0
+
+    @property
     def defers_inputs(self) -> bool:
         """Whether ``finish`` fits the input quantizers."""
         return False

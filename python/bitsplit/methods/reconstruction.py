@@ -35,7 +35,8 @@ from bitsplit.quantizers import fitted_state, set_fitted_state
 
 COMPARED = 512  # rows, at most, on which what was learned is compared with the start
 AT_ONCE = 64
-COLLAPSE = 1.5  # so many times the error of the start is no result
+COLLAPSE = 1.5  # so many times the error of the start is no result,
+NEGLIGIBLE = 1e-3  # unless it is hardly any error at all
 SLOWER = 4
 
 
@@ -106,7 +107,7 @@ class Reconstruction(Method):
         before, start = relative_error(piece, samples), fitted(piece)
         undecided, remark = self.reconstruct(piece, samples), ""
         after = relative_error(piece, samples)
-        if not after <= COLLAPSE * before:
+        if not after <= max(COLLAPSE * before, NEGLIGIBLE):
             set_fitted(piece, start)
             slower = {name: value / SLOWER for name, value in self if name.endswith("rate")}
             undecided = self.model_copy(update=slower).reconstruct(piece, samples)
@@ -118,6 +119,10 @@ class Reconstruction(Method):
             set_fitted(piece, start)
             return Outcome(before, before, 0.0, f"{remark}; kept its start" if remark else "")
         return Outcome(before, after, undecided, remark)
+
+    @property
+    def kept_rows(self) -> tuple[int, int]:
+        return 1 + self.mixes_inputs, 1 + (self.loss == "fisher")
 
     @property
     def mixes_inputs(self) -> bool:
