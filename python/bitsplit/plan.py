@@ -178,20 +178,16 @@ def make_plan(network: Network, recipe: Recipe) -> Plan:
     places = _places(network)
     weight_levels = _weight_levels(recipe.method)
     keys: dict[tuple[Any, ...], int] = {}
-    taken: dict[tuple[str, int], int] = {}  # arguments of units by the quantizer that acts on them
     in_weights = any(method.scales_in_weights for method in recipe.method)
-    quantized_shortcuts = policy.quantized_shortcuts and not in_weights
     layers = []
     for name, layer in network.layers.items():
         weights, activations = _choose(policy, recipe, places[name], overrides[name])
         weight = layer.module.weight.detach()
         levels = None if activations.bits is None else _levels(layer, recipe.method)
-        # with ECAQ a quantizer's scales lie in the weights that read it, channel by channel
-        sharing = (layer.input_key, activations.bits, levels, weights.bits is None, layer.kind.spatial)
+        sharing = (layer.input_key, activations.bits, levels)
+        if in_weights:  # a quantizer's scales lie in the weights that read it, channel by channel
+            sharing = (*sharing, weights.bits is None, layer.kind.spatial)
         input_key = keys.setdefault(sharing, len(keys))
-        argument = layer.argument if quantized_shortcuts and levels is not None else None
-        if argument is not None and taken.setdefault((layer.unit, argument), input_key) != input_key:
-            argument = None
         layers.append(
             LayerPlan(
                 name=name,
@@ -203,7 +199,6 @@ def make_plan(network: Network, recipe: Recipe) -> Plan:
                 why_activations=activations.why,
                 input_key=input_key,
                 levels=levels,
-                argument=argument,
                 weight_levels=None if weights.bits is None else weight_levels,
                 count=weight.numel(),
                 float_bytes=weight.numel() * weight.element_size(),
@@ -212,6 +207,8 @@ def make_plan(network: Network, recipe: Recipe) -> Plan:
         )
     if all(layer.weights is None and layer.activations is None for layer in layers):
         raise RecipeError(f"nothing would be quantized: {_why_nothing(network)}")
+    if policy.quantized_shortcuts and not in_weights:
+        layers = _at_arguments(network, layers)
     return Plan(
         recipe=recipe,
         rule=policy.name,
@@ -220,6 +217,22 @@ def make_plan(network: Network, recipe: Recipe) -> Plan:
         uncovered=tuple(UncoveredPart(name=p.name, what=p.what, reason=p.reason) for p in network.uncovered),
         float_bytes=_float_bytes(network),
     )
+
+
+def _at_arguments(network: Network, layers: list[LayerPlan]) -> list[LayerPlan]:
+    """Let quantizers act on what blocks are called with where all layers that read it there have the same."""
+    wanted: dict[tuple[str, int], set[int | None]] = {}
+    for row in layers:
+        for block, argument in network.layers[row.name].arguments.items():
+            key = None if row.activations is None else row.input_key
+            wanted.setdefault((block, argument), set()).add(key)
+    return [
+        row.model_copy(update={"argument": argument})
+        if (argument := network.layers[row.name].arguments.get(row.unit)) is not None
+        and wanted[row.unit, argument] == {row.input_key}
+        else row
+        for row in layers
+    ]
 
 
 def _why_nothing(network: Network) -> str:

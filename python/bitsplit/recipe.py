@@ -90,6 +90,10 @@ class Recipe(Document):
         setting = [method.name for method in self.method if isinstance(method, WeightMethod)]
         if len(setting) > 1:
             raise ValueError(f"{' and '.join(setting)} each set all weights; a chain takes one of them")
+        learns = [method.granularity is not None for method in self.method]
+        sets = [isinstance(method, WeightMethod) for method in self.method]
+        if any(learns) and any(sets) and learns.index(True) < sets.index(True):
+            raise ValueError(f"{setting[0]} sets all weights; in a chain it stands before methods that learn")
         return self
 
     @model_validator(mode="after")

@@ -201,7 +201,7 @@ class Engine:
             modules = {task.name: task.module for task in tasks}
             for number, method in enumerate(methods):
                 self._once(f"{unit.name} learned {number}", modules, partial(learn, method, piece))
-            self.student_replay.start(call)  # its layers have changed
+                self.student_replay.start(call)  # its layers have changed
 
     def _advance(self, layers: tuple[str, ...]) -> ResponseErrors:
         """Keep the outputs of the unit call at work, of both models, for all batches; compare its layers."""

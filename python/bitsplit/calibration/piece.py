@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -50,8 +49,14 @@ class EnginePiece:
             for layer, row in zip(self.layers, rows, strict=True)
             if self._engine.plan.quantizer_owner(row) in names
             and (row.argument is None or row.unit == self.name)
+            and layer.module.input_quantizer.is_fitted
         ]
         return list(dict.fromkeys(owned))
+
+    @property
+    def channel_axis(self) -> int:
+        """Of the output: where the layer that runs last has its channels."""
+        return -1 - self.layers[-1].kind.spatial
 
     def run(self, args: tuple, kwargs: dict[str, Any]) -> Tensor:
         """The piece's output, the student as it is."""
@@ -63,16 +68,16 @@ class EnginePiece:
 
     @contextmanager
     def samples(self, *, float_inputs: bool = False, fisher: bool = False) -> Iterator[RowTable]:
-        """All calls over all calibration batches, to be drawn from: trees of ``Sample``.
+        """All calls over all calibration batches, to be drawn from.
 
-        float_inputs: with the arguments in the float network too.  fisher: with weights.
+        float_inputs: with the inputs in the float network too.  fisher: with weights.
         """
         table = self._table()
         try:
             for student, teacher, weights in self._visit(fisher):
                 for got, wanted, weight in zip(student, teacher, weights, strict=True):
-                    float_args = wanted.args if float_inputs else None
-                    table.add(Sample(got.args, got.kwargs, wanted.output, weight, float_args))
+                    inputs = (wanted.args, wanted.kwargs) if float_inputs else None
+                    table.add(Sample(got.args, got.kwargs, wanted.output, weight, inputs))
             yield table
         finally:
             table.close()
@@ -112,7 +117,7 @@ class EnginePiece:
                 f"{self.name}: loss='fisher' needs a network that gives class scores [images, classes]; "
                 "use loss='mse'"
             )
-        divergence = F.kl_div(got.log_softmax(1), wanted.softmax(1), reduction="batchmean")
+        divergence = F.kl_div(got.log_softmax(1), wanted.softmax(1), reduction="sum")
         gradients = torch.autograd.grad(divergence, outputs, allow_unused=True, materialize_grads=True)
         return [gradient.square() for gradient in gradients]
 
@@ -158,8 +163,6 @@ def learn(method: Method, piece: EnginePiece) -> list[PieceResult]:
         raise CalibrationError(f"{piece.name}: {method.name} failed: {error}") from error
     if outcome is None:
         return []
-    if outcome.remark:
-        warnings.warn(f"{piece.name}: {outcome.remark}", stacklevel=2)
     seconds = time.perf_counter() - started
     return [PieceResult(name=piece.name, method=method.name, seconds=seconds, **outcome._asdict())]
 

@@ -81,14 +81,14 @@ class Sample(NamedTuple):
     """What a piece read and shall give: of one batch, or of random rows.
 
     args, kwargs: of its call, from the quantized predecessors.  target: what the float piece gave.
-    weight: of every element's error, or None.  float_args: the arguments in the float network, or None.
+    weight: of every element's error, or None.  float_inputs: args and kwargs in the float network, or None.
     """
 
     args: tuple
     kwargs: dict[str, Any]
     target: Tensor
     weight: Tensor | None
-    float_args: tuple | None
+    float_inputs: tuple[tuple, dict[str, Any]] | None
 
 
 class Samples(Protocol):
@@ -125,13 +125,14 @@ class Piece(Protocol):
     module: nn.Module
     layers: tuple[LayerTask, ...]
     quantizers: list[ActivationQuantizer]  # fitted ones, which no earlier piece has
+    channel_axis: int  # of the output
     seed: int
 
     def run(self, args: tuple, kwargs: dict[str, Any]) -> Tensor:
         """The output of the piece as it is."""
 
     def samples(self, *, float_inputs: bool = False, fisher: bool = False) -> AbstractContextManager[Samples]:
-        """All samples; with ``float_args``, and with ``weight``, when asked for."""
+        """All samples; with ``float_inputs``, and with ``weight``, when asked for."""
 
     def iterations(self, count: int) -> Iterator[int]:
         """0, 1, ... count - 1; the user sees progress."""

@@ -32,7 +32,7 @@ class Brecq(Reconstruction):
 
     def reconstruct(self, piece: Piece, samples: Samples) -> float:
         undecided = self.learn_weights(piece, samples)
-        steps = LearnedSteps(piece.quantizers, self.step_iterations, self.step_rate, 0.0, seed_of(piece))
-        learn(piece, samples, [steps], iterations=self.step_iterations, batch=self.batch, p=self.step_p)
-        steps.harden()
+        count = self.step_iterations
+        with LearnedSteps(piece.quantizers, count, self.step_rate, 0.0, seed_of(piece)) as steps:
+            learn(piece, samples, [steps], iterations=count, batch=self.batch, p=self.step_p)
         return undecided

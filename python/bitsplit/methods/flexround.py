@@ -4,6 +4,7 @@
 
 The scale s1 of every channel and the divisors S (1 at first) are learned together, so that a weight may end
 at any level, and a large one moves farther than a small one.  Rounding lets gradients pass.
+Learning starts from rounding to nearest, whatever codes an earlier method has chosen; its scales are kept.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from pydantic import Field
 from torch import nn
 
 from bitsplit.methods.base import Granularity, LayerTask, Piece, Samples
+from bitsplit.methods.learning import gradient_of
 from bitsplit.methods.reconstruction import Reconstruction
 from bitsplit.methods.registry import register
 from bitsplit.quantizers import set_weight
@@ -98,7 +100,7 @@ class _LayerDivisors:
 
     def take_gradients(self) -> None:
         """From the gradient of the weight, rounding taken for the identity within the levels."""
-        grad = self.weight.grad * self._quantizer.per_channel(self.scale.exp())
+        grad = gradient_of(self.weight) * self._quantizer.per_channel(self.scale.exp())
         passed = torch.where(self._ratio.round() == self._level, grad * self._ratio, 0)
         self.divisor.grad = -passed
         self.scale.grad = self._quantizer.sum_per_channel(grad * self._level - passed)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Protocol
@@ -25,9 +25,6 @@ class Variables(Protocol):
     def step(self, iteration: int) -> None:
         """Change them by the gradients that the last backward pass left, and forget these."""
 
-    def harden(self) -> None:
-        """Leave the result to the model."""
-
 
 @contextmanager
 def learning(module: nn.Module, parameters: Sequence[nn.Parameter]) -> Iterator[None]:
@@ -42,6 +39,11 @@ def learning(module: nn.Module, parameters: Sequence[nn.Parameter]) -> Iterator[
         for parameter, required in before:
             parameter.requires_grad_(required)
             parameter.grad = None
+
+
+def gradient_of(weight: nn.Parameter) -> Tensor:
+    """What the last backward pass left; zeros where no call has come to this weight."""
+    return torch.zeros_like(weight) if weight.grad is None else weight.grad
 
 
 class Adam:
@@ -71,12 +73,9 @@ class LearnedBiases:
     def step(self, iteration: int) -> None:
         self._adam.step()
 
-    def harden(self) -> None:
-        """They are the model's own."""
-
 
 class LearnedSteps:
-    """The steps of input quantizers (LSQ), which until ``harden`` quantize with what is learned.
+    """The steps of input quantizers (LSQ); a context in which they quantize with what is learned.
 
     drop: the chance of an element to stay as it is (QDrop).  Quantizers with one scale per channel (ECAQ)
     keep theirs.
@@ -85,38 +84,36 @@ class LearnedSteps:
     def __init__(
         self, quantizers: Sequence[ActivationQuantizer], iterations: int, rate: float, drop: float, seed: int
     ) -> None:
-        self._drop = drop
         self._quantizers = [quantizer for quantizer in quantizers if not quantizer.is_per_channel]
-        self._scales = [nn.Parameter(quantizer.scale.clone()) for quantizer in self._quantizers]
-        self._keys = [
-            torch.tensor([seed + number, 0], device=scale.device) for number, scale in enumerate(self._scales)
-        ]
-        self._adam = Adam(self._scales, rate, iterations)
-        for quantizer, scale, key in zip(self._quantizers, self._scales, self._keys, strict=True):
-            quantizer.forward = self._forward(quantizer, scale, key)
+        self.parameters = [nn.Parameter(quantizer.scale.clone()) for quantizer in self._quantizers]
+        self._adam = Adam(self.parameters, rate, iterations)
+        self._drop, self._seed, self._iteration = drop, seed, 0
+        self._calls = [0] * len(self._quantizers)  # of every quantizer in this iteration
 
-    @property
-    def parameters(self) -> list[nn.Parameter]:
-        return self._scales
+    def __enter__(self) -> LearnedSteps:
+        for number, quantizer in enumerate(self._quantizers):
+            quantizer.forward = partial(self._quantized, number)
+        return self
 
-    def _forward(
-        self, quantizer: ActivationQuantizer, scale: Tensor, key: Tensor
-    ) -> Callable[[Tensor], Tensor]:
-        grid = quantizer.grid
-        return partial(
-            learned_quantize, scale=scale, zero_point=quantizer.zero_point, qmin=grid.low, qmax=grid.high,
-            drop=self._drop, key=key,
-        )  # fmt: skip
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        for quantizer, scale in zip(self._quantizers, self.parameters, strict=True):
+            del quantizer.forward
+            if kind is None:
+                quantizer.set(scale, quantizer.zero_point)
+
+    def _quantized(self, number: int, x: Tensor) -> Tensor:
+        quantizer = self._quantizers[number]
+        self._calls[number] += 1
+        # no two calls in one iteration drop the same elements
+        seed = self._seed + number + len(self._calls) * self._calls[number]
+        key = torch.tensor([seed, self._iteration], device=x.device)
+        low, high = quantizer.grid.low, quantizer.grid.high
+        return learned_quantize(x, self.parameters[number], quantizer.zero_point, low, high, self._drop, key)
 
     def step(self, iteration: int) -> None:
         """Learn from the gradients of the steps, and forget them."""
         self._adam.step()
-        for scale, key in zip(self._scales, self._keys, strict=True):
+        self._iteration = iteration + 1
+        self._calls = [0] * len(self._calls)
+        for scale in self.parameters:
             scale.data.clamp_(min=SMALLEST)
-            key[1] = iteration + 1
-
-    def harden(self) -> None:
-        """Give the quantizers what was learned, and their own ways back."""
-        for quantizer, scale in zip(self._quantizers, self._scales, strict=True):
-            del quantizer.forward
-            quantizer.set(scale, quantizer.zero_point)

@@ -25,7 +25,7 @@ def preset(effort: str, weights: int | None, activations: int | None) -> tuple[M
     """The chain for an effort and the bits that are asked for."""
     if effort not in get_args(Effort):
         raise ValueError(f"effort is one of {', '.join(get_args(Effort))}, got {effort!r}")
-    affine = weights is not None and weights <= MOST_AFFINE_BITS
+    affine = isinstance(weights, int) and weights <= MOST_AFFINE_BITS
     start = BitSplit(levels="affine" if affine else "symmetric")
     if effort == "fast":
         return (start,)

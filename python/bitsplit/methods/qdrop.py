@@ -39,28 +39,27 @@ class QDrop(Reconstruction):
         return self.drop > 0
 
     def reconstruct(self, piece: Piece, samples: Samples) -> float:
-        steps = LearnedSteps(piece.quantizers, self.iterations, self.step_rate, self.drop, seed_of(piece))
-        inputs = MixedInputs(self.drop, seed_of(piece))
-        undecided = self.learn_weights(piece, samples, [steps], arguments=inputs)
-        steps.harden()
-        return undecided
+        seed = seed_of(piece)
+        with LearnedSteps(piece.quantizers, self.iterations, self.step_rate, self.drop, seed) as steps:
+            return self.learn_weights(piece, samples, [steps], inputs=MixedInputs(self.drop, seed))
 
 
 class MixedInputs:
-    """The arguments of a sample with random elements of those in the float network."""
+    """What a sample calls the piece with, random elements taken from the float network."""
 
     def __init__(self, share: float, seed: int) -> None:
         self._share, self._seed = share, seed
 
-    def __call__(self, sample: Sample, iteration: int) -> tuple:
-        if sample.float_args is None:
-            return sample.args
+    def __call__(self, sample: Sample, iteration: int) -> tuple[tuple, dict[str, Any]]:
+        inputs = (sample.args, sample.kwargs)
+        if sample.float_inputs is None:
+            return inputs
         numbers = iter(range(1, 1 << 20))
 
         def mixed(quantized: Any, exact: Any) -> Any:
             if not isinstance(quantized, Tensor) or not quantized.is_floating_point():
                 return quantized
-            key = torch.tensor([self._seed + next(numbers), iteration], device=quantized.device)
+            key = torch.tensor([self._seed - next(numbers), iteration], device=quantized.device)
             return mix(quantized, exact, self._share, key)
 
-        return pytree.tree_map(mixed, sample.args, sample.float_args)
+        return pytree.tree_map(mixed, inputs, sample.float_inputs)

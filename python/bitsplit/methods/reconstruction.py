@@ -5,6 +5,8 @@ The base of the methods that do so.  What is learned, and from which loss, is th
 
 from __future__ import annotations
 
+import math
+import warnings
 import zlib
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any, Literal, Protocol
@@ -38,6 +40,7 @@ AT_ONCE = 64
 COLLAPSE = 1.5  # so many times the error of the start is no result,
 NEGLIGIBLE = 1e-3  # unless it is hardly any error at all
 SLOWER = 4
+LOOKED_AT = 50
 
 
 def _weight_method(value: Any) -> Any:
@@ -51,6 +54,9 @@ AnyWeightMethod = Annotated[SerializeAsAny[WeightMethod], BeforeValidator(_weigh
 
 class WeightVariables(Variables, Protocol):
     """What decides about weights."""
+
+    def harden(self) -> None:
+        """Leave the result to the model."""
 
     def undecided(self) -> float:
         """The share of weights that are far from every level."""
@@ -105,20 +111,27 @@ class Reconstruction(Method):
     def _best(self, piece: Piece, samples: Samples) -> Outcome:
         """Learn; once again, more carefully, when that collapses; never end behind the start."""
         before, start = relative_error(piece, samples), fitted(piece)
-        undecided, remark = self.reconstruct(piece, samples), ""
-        after = relative_error(piece, samples)
+        after, undecided = self._attempt(piece, samples)
+        remarks = []
         if not after <= max(COLLAPSE * before, NEGLIGIBLE):
+            remarks.append(f"collapsed ({before:.2%} -> {after:.2%}), learned again at lower rates")
+            warnings.warn(f"{piece.name}: {self.name} {remarks[0]}", stacklevel=2)
             set_fitted(piece, start)
             slower = {name: value / SLOWER for name, value in self if name.endswith("rate")}
-            undecided = self.model_copy(update=slower).reconstruct(piece, samples)
-            remark = (
-                f"{self.name} collapsed (error {before:.2%} -> {after:.2%}), learned again at lower rates"
-            )
-            after = relative_error(piece, samples)
+            after, undecided = self.model_copy(update=slower)._attempt(piece, samples)
         if not after <= before:
+            remarks.append("no gain, kept its start")
             set_fitted(piece, start)
-            return Outcome(before, before, 0.0, f"{remark}; kept its start" if remark else "")
-        return Outcome(before, after, undecided, remark)
+            after, undecided = relative_error(piece, samples), 0.0
+        return Outcome(before, after, undecided, "; ".join(remarks))
+
+    def _attempt(self, piece: Piece, samples: Samples) -> tuple[float, float]:
+        """Learn; the piece's error then, infinite when learning diverged, and the share left undecided."""
+        try:
+            undecided = self.reconstruct(piece, samples)
+        except Diverged:
+            return math.inf, 0.0
+        return relative_error(piece, samples), undecided
 
     @property
     def kept_rows(self) -> tuple[int, int]:
@@ -156,6 +169,10 @@ class Reconstruction(Method):
         return undecided
 
 
+class Diverged(ArithmeticError):
+    """The loss is not a number any more."""
+
+
 def learn(
     piece: Piece,
     samples: Samples,
@@ -164,11 +181,14 @@ def learn(
     iterations: int,
     batch: int,
     p: float = 2.0,
-    arguments: Callable[[Sample, int], tuple] = lambda sample, iteration: sample.args,
+    inputs: Callable[[Sample, int], tuple[tuple, dict[str, Any]]] = lambda sample, _: (
+        sample.args,
+        sample.kwargs,
+    ),
 ) -> None:
     """Draw rows, compare the piece's output with the target, step: so many times.
 
-    arguments: what the piece is called with in an iteration.
+    inputs: what the piece is called with in an iteration.  ``Diverged`` when the loss is no number any more.
 
     In one thread on the CPU: gradients of convolutions depend on the number of threads.
     """
@@ -179,9 +199,14 @@ def learn(
     with one_thread(), torch.enable_grad(), learning(piece.module, parameters):
         for iteration in piece.iterations(iterations):
             sample = samples.draw(batch, generator)
-            output = piece.run(arguments(sample, iteration), sample.kwargs)
-            loss = reconstruction_loss(output, sample.target, sample.weight, p, unit(sample, samples))
-            torch.autograd.backward(output, loss.grad)
+            output = piece.run(*inputs(sample, iteration))
+            factor = channels_over_elements(piece, sample.target) / samples.mean_weight
+            loss = reconstruction_loss(output, sample.target, sample.weight, p, factor)
+            looked_at = output.device.type == "cpu" or iteration % LOOKED_AT == 0  # looking waits for a GPU
+            if looked_at and not math.isfinite(loss.loss):
+                raise Diverged
+            if output.requires_grad:
+                torch.autograd.backward(output, loss.grad)
             for some in variables:
                 some.step(iteration)
 
@@ -191,11 +216,10 @@ def seed_of(piece: Piece) -> int:
     return zlib.crc32(repr((piece.seed, piece.name)).encode())
 
 
-def unit(sample: Sample, samples: Samples) -> float:
-    """The factor of the loss: it adds up over channels and is a mean over rows and positions."""
-    shape = sample.target.shape
-    channels = shape[-1] if len(shape) == 3 else shape[1] if len(shape) > 1 else 1
-    return channels / (sample.target.numel() * samples.mean_weight)
+def channels_over_elements(piece: Piece, target: Tensor) -> float:
+    """The factor of a loss that adds up over channels and is a mean over rows and positions."""
+    has_channels = target.dim() >= -piece.channel_axis
+    return (target.shape[piece.channel_axis] if has_channels else 1) / max(1, target.numel())
 
 
 @torch.no_grad()

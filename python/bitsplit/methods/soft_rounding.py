@@ -8,9 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from bitsplit.methods.base import LayerTask
+from bitsplit.methods.learning import gradient_of
 from bitsplit.ops.rounding import inverse_soft_bit, rounding_step, soft_bit
 from bitsplit.quantizers import set_weight
 
+NEAREST = 0.501  # of a step: farther from its float weight no code is that was rounded to nearest
 UNSURE = 0.05  # from a level: what is farther away from both has not been decided
 LEAST = 0.001  # away from both levels is every weight at first, or its gradient would be zero for good
 
@@ -70,8 +72,8 @@ class _LayerRounding:
         ratio = layer.kind.unmatrix(layer.module, layer.weight) / quantizer.per_channel(self.scale)
         lowest, highest = quantizer.grid.low - self._zero, quantizer.grid.high - self._zero
         level = quantizer.codes - self._zero
-        nearest = torch.minimum(torch.maximum(ratio.round(), lowest), highest)
-        chosen = not torch.equal(level, nearest.to(level.dtype))
+        reachable = torch.minimum(torch.maximum(ratio, lowest), highest)
+        chosen = bool(((reachable - level).abs() > NEAREST).any())
         below = torch.where(ratio > level, level, level - 1) if chosen else ratio.floor()
         base = torch.minimum(torch.maximum(below, lowest), highest - 1)
         h = torch.where(base == level, 1 - lean, lean) if chosen else (ratio - base).clamp(LEAST, 1 - LEAST)
@@ -86,7 +88,7 @@ class _LayerRounding:
         quantizer = self.quantizer
         tensors = (
             self.weight.data,
-            self.weight.grad,
+            gradient_of(self.weight),
             self.v,
             self._mean,
             self._square,
@@ -116,7 +118,7 @@ class LearnedScales:
     def step(self) -> None:
         """Change the scales in place; whoever writes the weights next does so with the new ones."""
         for layer, logarithm in zip(self._layers, self._logarithms, strict=True):
-            logarithm.grad = layer.quantizer.sum_per_channel(layer.weight.grad * layer.weight)
+            logarithm.grad = layer.quantizer.sum_per_channel(gradient_of(layer.weight) * layer.weight)
         self._optimizer.step()
         for layer, logarithm in zip(self._layers, self._logarithms, strict=True):
             torch.exp(logarithm, out=layer.scale)

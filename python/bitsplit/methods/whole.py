@@ -8,6 +8,7 @@ needed.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import Any
@@ -19,10 +20,17 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from bitsplit.methods.base import LayerTask, Method, Run
-from bitsplit.methods.learning import Adam, LearnedBiases, LearnedSteps, Variables, learning
+from bitsplit.methods.learning import (
+    Adam,
+    LearnedBiases,
+    LearnedSteps,
+    Variables,
+    gradient_of,
+    learning,
+)
 from bitsplit.methods.registry import register
 from bitsplit.ops.threads import one_thread
-from bitsplit.quantizers import refresh_weight
+from bitsplit.quantizers import fitted_state, refresh_weight, set_fitted_state
 
 
 @register
@@ -42,35 +50,48 @@ class Global(Method):
     units: float = Field(1.0, ge=0)
 
     def finish(self, run: Run) -> None:
-        tasks = [task for task in run.tasks() if task.is_fitted]
         iterations = self.epochs * run.batch_count
-        if not tasks or iterations == 0:
+        if iterations == 0:
             return
-        inputs = {getattr(task.module, "input_quantizer", None): None for task in run.tasks()}
-        quantizers = [quantizer for quantizer in inputs if quantizer is not None]
-        weights = Scales(tasks, self.scale_rate, iterations)
-        variables: list[Variables] = [
-            weights,
-            LearnedBiases(tasks, self.bias_rate, iterations),
-            LearnedSteps(quantizers, iterations, self.step_rate, 0.0, run.seed),
-        ]
+        tasks = run.tasks()
+        start, before = {task.name: fitted_state(task.module) for task in tasks}, self._distance(run)
+        inputs = {getattr(task.module, "input_quantizer", None): None for task in tasks}
+        quantizers = [quantizer for quantizer in inputs if quantizer is not None and quantizer.is_fitted]
+        with LearnedSteps(quantizers, iterations, self.step_rate, 0.0, run.seed) as steps:
+            weights = Scales([task for task in tasks if task.is_fitted], self.scale_rate, iterations)
+            self._learn(run, [weights, LearnedBiases(tasks, self.bias_rate, iterations), steps], iterations)
+        after = self._distance(run)
+        if not after <= before:
+            warnings.warn(
+                f"global: no gain ({before:.3g} -> {after:.3g}), kept what it started from", stacklevel=2
+            )
+            for task in tasks:
+                set_fitted_state(task.module, start[task.name])
+
+    def _learn(self, run: Run, variables: Sequence[Variables], iterations: int) -> None:
         parameters = [parameter for some in variables for parameter in some.parameters]
         with one_thread(), torch.enable_grad(), learning(run.student, parameters), _Outputs(run) as outputs:
             for iteration in run.iterations(self.name, iterations):
                 if iteration % run.batch_count == 0:
                     batches = run.batches()
-                self._loss(run, next(batches), outputs).backward()
+                loss = self._loss(run, next(batches), outputs)
+                if not torch.isfinite(loss):
+                    return
+                loss.backward()
                 for some in variables:
                     some.step(iteration)
-        for some in variables:
-            some.harden()
+
+    def _distance(self, run: Run) -> float:
+        """The loss of the network as it is, mean over the batches."""
+        with _Outputs(run) as outputs:
+            return sum(float(self._loss(run, batch, outputs)) for batch in run.batches()) / run.batch_count
 
     def _loss(self, run: Run, batch: Any, outputs: _Outputs) -> Tensor:
         outputs.clear()
         with torch.no_grad():
             wanted = run.forward(run.teacher, batch)
         distance = divergence(run.forward(run.student, batch), wanted)
-        if not distance.requires_grad:
+        if torch.is_grad_enabled() and not distance.requires_grad:
             raise ValueError("the network's output does not depend on its weights in a smooth way")
         return distance + self.units * outputs.error()
 
@@ -136,13 +157,11 @@ class Scales:
     def step(self, iteration: int) -> None:
         """Learn from the gradients of the weights, and forget them."""
         for layer, logarithm in zip(self._layers, self._logarithms, strict=True):
-            logarithm.grad = layer.weight_quantizer.sum_per_channel(layer.weight.grad * layer.weight).float()
+            logarithm.grad = layer.weight_quantizer.sum_per_channel(
+                gradient_of(layer.weight) * layer.weight
+            ).float()
             layer.weight.grad = None
         self._adam.step()
-        self.harden()
-
-    def harden(self) -> None:
-        """Give the layers their scales."""
         for layer, logarithm in zip(self._layers, self._logarithms, strict=True):
             layer.weight_quantizer.scale.copy_(logarithm.detach().exp())
             refresh_weight(layer)

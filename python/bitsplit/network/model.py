@@ -21,8 +21,8 @@ class Layer:
     nonnegative: its input is proven to be at least zero.  is_first: no other layer lies between the network's
     input and it.  is_last: no other layer lies between it and the network's output.
     feeds_add: its output, perhaps normalized, goes straight into a residual addition.
-    argument: the position of its input among the tensors that its unit is called with; None when it reads
-    something made inside of the unit, or is the unit.
+    arguments: the units around it that are called with its input, and the position of that among the tensors
+    they are called with.
     input_shape, output_shape: of the observed batch, first call.  macs: multiplications per image, all calls.
     """
 
@@ -35,7 +35,7 @@ class Layer:
     is_first: bool
     is_last: bool
     feeds_add: bool
-    argument: int | None
+    arguments: dict[str, int]
     input_shape: tuple[int, ...]
     output_shape: tuple[int, ...]
     macs: int

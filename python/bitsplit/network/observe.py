@@ -64,7 +64,7 @@ def _layers(usages: list[Usage], norms: list, units: list, facts: Facts) -> dict
             is_first=any(not facts.weighted[call.inputs[0]] for call in calls),
             is_last=any(product in last for product in usage.products),
             feeds_add=_feeds_add(usage, norm_of.get(usage.name), facts),
-            argument=_argument(calls, unit_of[usage.name], record),
+            arguments=_arguments(calls, {unit.name for unit in units}, record),
             input_shape=record.values[calls[0].inputs[0]].shape,
             output_shape=record.values[calls[0].outputs[0]].shape,
             macs=sum(product_macs(product, facts) for product in usage.products) // record.batch_size,
@@ -72,14 +72,18 @@ def _layers(usages: list[Usage], norms: list, units: list, facts: Facts) -> dict
     return layers
 
 
-def _argument(calls: list[Call], unit: str, record: Record) -> int | None:
-    """Where the input of all these calls of a layer stands among the inputs of the unit around them."""
-    positions = set()
+def _arguments(calls: list[Call], units: set[str], record: Record) -> dict[str, int]:
+    """The units called with what these calls of a layer read, and where that stands among their inputs."""
+    found: dict[str, set[int | None]] = {}
     for call in calls:
-        around = [record.calls[number] for number in record.ancestors(call.parent)]
-        inputs = next((other.inputs for other in around if other.name == unit), ())
-        positions.add(inputs.index(call.inputs[0]) if call.inputs[0] in inputs else None)
-    return positions.pop() if len(positions) == 1 else None
+        for number in record.ancestors(call.parent):
+            around = record.calls[number]
+            if around.name in units:
+                known = call.inputs[0] in around.inputs
+                position = around.inputs.index(call.inputs[0]) if known else None
+                found.setdefault(around.name, set()).add(position)
+    single = {name: next(iter(positions)) for name, positions in found.items() if len(positions) == 1}
+    return {name: position for name, position in single.items() if position is not None}
 
 
 def _input_keys(usages: list[Usage], record: Record) -> dict[str, int]:

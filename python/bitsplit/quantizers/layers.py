@@ -96,14 +96,17 @@ def fitted_state(layer: nn.Module) -> dict[str, Tensor]:
 
 
 def set_fitted_state(layer: nn.Module, state: dict[str, Tensor]) -> None:
-    """Give ``layer`` what ``fitted_state`` told of it."""
-    device, required = layer.weight.device, layer.weight.requires_grad
+    """Give ``layer`` what ``fitted_state`` told of it; ``state`` stays its own."""
+    device = layer.weight.device
+    required = (layer.weight if layer.bias is None else layer.bias).requires_grad
+    if "bias" not in state:
+        layer.bias = None
     for key, value in state.items():
         if key == "bias":
-            layer.bias = nn.Parameter(value.to(device), requires_grad=required)
+            layer.bias = nn.Parameter(value.to(device, copy=True), requires_grad=required)
         else:
             owner, name = key.split(".")
-            getattr(layer, owner)._buffers[name] = value.to(device)
+            getattr(layer, owner)._buffers[name] = value.to(device, copy=True)
     quantizer = getattr(layer, "weight_quantizer", None)
     if quantizer is not None and quantizer.is_fitted:
         refresh_weight(layer)

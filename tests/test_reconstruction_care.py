@@ -1,0 +1,175 @@
+"""What learning must not spoil: starts that are kept, overrides inside blocks, batches, repeated calls."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from function_net import Net, layer
+from test_reconstruction import METHODS, Block, Residual, same
+from torch import Tensor, nn
+
+import bitsplit
+from bitsplit.errors import RecipeError
+from bitsplit.methods.learning import LearnedSteps
+from bitsplit.quantizers import ActivationQuantizer, Grid, fitted_state, set_fitted_state
+
+
+@pytest.fixture
+def model() -> nn.Module:
+    return Residual().eval()
+
+
+@pytest.fixture
+def images() -> Tensor:
+    return torch.randn(40, 3, 8, 8)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_start_that_is_kept_is_the_start(images, bias):
+    net = nn.Sequential(
+        layer(3, 6, bias=bias), nn.ReLU(), layer(6, 6, bias=bias), nn.ReLU(), layer(6, 4, bias=bias)
+    ).eval()
+    start = bitsplit.BitSplit(refit_bias=False)
+    chain = [start, bitsplit.Brecq(iterations=40, rate=0.01, bias_rate=50.0)]
+    with pytest.warns(UserWarning, match="collapsed"):
+        learned = bitsplit.quantize(net, images, chain, weights=4)
+    assert all("kept its start" in piece.remark for piece in learned._bitsplit.pieces)
+    assert same(learned, bitsplit.quantize(net, images, start, weights=4))
+
+
+def test_a_kept_state_is_nobody_elses():
+    conv = layer(3, 4)
+    conv.bias.requires_grad_(False)
+    state = fitted_state(conv)
+    expected = state["bias"].clone()
+    set_fitted_state(conv, state)
+    assert not conv.bias.requires_grad
+    conv.bias.data.add_(1)
+    assert torch.equal(state["bias"], expected)
+
+
+@pytest.mark.parametrize("rates", [{"scale_rate": 200.0}, {"bias_rate": 1e30}])
+@pytest.mark.parametrize("method", [bitsplit.Brecq, bitsplit.QDrop, bitsplit.FlexRound])
+def test_a_loss_that_is_no_number_ends_learning(model, images, method, rates):
+    chain = ["bitsplit", method(iterations=30, rate=0.01, **rates)]
+    with pytest.warns(UserWarning, match="collapsed"):
+        learned = bitsplit.quantize(model, images, chain, weights=3, activations=4)
+    assert torch.isfinite(learned(images)).all()
+    assert all(piece.after <= piece.before for piece in learned._bitsplit.pieces)
+
+
+class Wide(nn.Module):
+    """Three readers of what it is called with."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two, self.down = layer(8, 8), layer(8, 8), nn.Conv2d(8, 8, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(self.two(torch.relu(self.one(x))) + self.down(x))
+
+
+class TestPlaces:
+    def net(self) -> nn.Module:
+        return Net(lambda m, x: m.fc(m.b(torch.relu(m.stem(x))).mean((2, 3))),
+                   stem=layer(3, 8), b=Wide(), fc=nn.Linear(8, 3)).eval()  # fmt: skip
+
+    @pytest.mark.parametrize(
+        ("override", "levels"),
+        [({"activations": 8}, 50), ({"activations": None}, 2000), ({"weights": None}, 4)],
+    )
+    def test_an_override_inside_of_a_block_is_what_the_layer_gets(self, images, override, levels):
+        net = self.net()
+        quantized = bitsplit.quantize(
+            net, images, "mse", weights=8, activations=2, policy="qdrop", layers={"b.down": override}
+        )
+        seen: dict[str, Tensor] = {}
+        for name in ("one", "down"):
+            module = quantized.b.get_submodule(name)
+            module.register_forward_pre_hook(lambda m, args, name=name: seen.update({name: args[0]}))
+        quantized(images)
+        assert len(seen["one"].unique()) <= 4
+        count = len(seen["down"].unique())
+        assert count <= 4 if levels == 4 else levels <= count
+
+    def test_a_layer_that_two_blocks_use(self, images):
+        shared = nn.Conv2d(8, 8, 1)
+        first, second = Wide(), Wide()
+        first.down = second.down = shared
+        net = Net(lambda m, x: m.fc(m.b(m.a(torch.relu(m.stem(x)))).mean((2, 3))),
+                  stem=layer(3, 8), a=first, b=second, fc=nn.Linear(8, 3)).eval()  # fmt: skip
+        plan = bitsplit.plan(net, images, "mse", weights=8, activations=4, policy="qdrop")
+        assert {row.argument for row in plan.layers} == {None}
+
+
+def test_fisher_weighs_every_image_alike_whatever_its_batch(model, images):
+    method = bitsplit.Brecq(iterations=40, rate=0.02, loss="fisher", step_iterations=0)
+    whole, uneven = (
+        bitsplit.quantize(model, images, method, weights=3, batch_size=size)._bitsplit.pieces
+        for size in (40, 32)
+    )
+    for a, b in zip(whole, uneven, strict=True):
+        assert a.before == pytest.approx(b.before, rel=1e-3)
+
+
+def test_calls_of_a_quantizer_drop_different_elements():
+    quantizer = ActivationQuantizer(Grid.unsigned(2), -3)
+    quantizer.set(torch.tensor([1.0]))
+    x = torch.rand(1000) * 2 + 0.1
+    with LearnedSteps([quantizer, ActivationQuantizer(Grid.unsigned(2), -3)][:1], 10, 0.1, 0.5, seed=7):
+        masks = [quantizer(x).detach() == x for _ in range(2)]
+    assert 0.3 < float((masks[0] == masks[1]).float().mean()) < 0.7
+    assert "forward" not in vars(quantizer)
+
+
+def test_a_layer_that_some_calls_do_not_reach(images):
+    class Deep(Block):
+        def forward(self, x: Tensor, deep: bool = True) -> Tensor:
+            return super().forward(x) if deep else torch.relu(self.one(x))
+
+    net = Net(lambda m, x: m.fc(m.b(m.b(torch.relu(m.stem(x))), deep=False).mean((2, 3))),
+              stem=layer(3, 8), b=Deep(), fc=nn.Linear(8, 3)).eval()  # fmt: skip
+    for name in ("brecq with scales", "qdrop", "flexround"):
+        learned = bitsplit.quantize(net, images, METHODS[name], weights=3, activations=4)
+        assert all(piece.after <= piece.before for piece in learned._bitsplit.pieces)
+
+
+def test_inputs_by_keyword_are_mixed_too(images, monkeypatch):
+    from bitsplit.methods import qdrop
+
+    counts = []
+    for call in (lambda m, x: m.b(x), lambda m, x: m.b(x=x)):
+        seen: list[int] = []
+        original = qdrop.mix
+
+        def counted(*args, seen=seen, original=original):
+            seen.append(1)
+            return original(*args)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(qdrop, "mix", counted)
+            net = Net(lambda m, x, call=call: m.fc(call(m, torch.relu(m.stem(x))).mean((2, 3))),
+                      stem=layer(3, 8), b=Block(), fc=nn.Linear(8, 3)).eval()  # fmt: skip
+            bitsplit.quantize(net, images, bitsplit.QDrop(iterations=5), weights=3, activations=4)
+        counts.append(len(seen))
+    assert counts[0] == counts[1] > 0
+
+
+def test_methods_that_set_weights_stand_before_those_that_learn(model, images):
+    with pytest.raises(RecipeError, match="bitsplit sets all weights; in a chain it stands before"):
+        bitsplit.quantize(model, images, ["adaround", "bitsplit"], weights=4)
+
+
+def test_activations_alone(model, images):
+    options = {"weights": None, "activations": 2, "policy": "qdrop"}
+    before = bitsplit.quantize(model, images, "mse", **options)
+    after = bitsplit.quantize(model, images, ["mse", bitsplit.Global(epochs=5)], **options)
+    assert not torch.equal(before.first.one.input_quantizer.scale, after.first.one.input_quantizer.scale)
+
+
+def test_the_whole_network_is_not_spoilt(model, images):
+    start = bitsplit.quantize(model, images, "mse", weights=4)
+    chain = ["mse", bitsplit.Global(epochs=2, scale_rate=1.0, bias_rate=1.0)]
+    with pytest.warns(UserWarning, match="global: no gain"):
+        after = bitsplit.quantize(model, images, chain, weights=4)
+    assert same(after, start)
