@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy
 import pytest
 import torch
 from function_net import Net, layer
@@ -173,3 +174,24 @@ def test_the_whole_network_is_not_spoilt(model, images):
     with pytest.warns(UserWarning, match="global: no gain"):
         after = bitsplit.quantize(model, images, chain, weights=4)
     assert same(after, start)
+
+
+def test_arrays_among_the_arguments(images):
+    class Scaled(Block):
+        def forward(self, x: Tensor, factors: numpy.ndarray) -> Tensor:
+            return super().forward(x) * float(factors.sum())
+
+    net = Net(lambda m, x: m.fc(m.b(torch.relu(m.stem(x)), numpy.ones(2)).mean((2, 3))),
+              stem=layer(3, 8), b=Scaled(), fc=nn.Linear(8, 3)).eval()  # fmt: skip
+    learned = bitsplit.quantize(net, images, METHODS["brecq"], weights=3, batch_size=8)
+    assert "b" in [piece.name for piece in learned._bitsplit.pieces]
+
+
+def test_batches_of_one_image_are_drawn_from_like_others(model, images):
+    """A loader may give image by image; an iteration still takes many."""
+    method = bitsplit.Brecq(iterations=40, rate=0.02, step_iterations=0)
+    one, many = (
+        bitsplit.quantize(model, images.split(size), method, weights=3)._bitsplit.pieces for size in (1, 40)
+    )
+    for a, b in zip(one, many, strict=True):
+        assert a.after == pytest.approx(b.after, rel=0.05)

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from bitsplit.calibration.engine import Engine
     from bitsplit.calibration.task import EngineLayerTask
 
-INDEPENDENT = 1e-3  # relative difference of a row computed alone that is but rounding
+INDEPENDENT = 1e-3  # relative difference of a row beside other neighbours that is but rounding
 
 
 class EnginePiece:
@@ -133,24 +133,25 @@ class EnginePiece:
         return RowTable(engine.store, engine.student_replay.device, capacity, whole=rows is None)
 
     def _rows_are_independent(self, call: _Call) -> bool:
-        """Whether the last row comes out the same when it is computed alone."""
-        count = call.output.shape[0] if call.output.dim() > 0 else 0
-        if count < 2:
+        """Whether the last row comes out the same beside a row of zeros instead of its own neighbours."""
+        if call.output.dim() == 0:
             return False
+        count = len(call.output)
 
-        def last(leaf: Any) -> Any:
-            is_rows = isinstance(leaf, Tensor) and leaf.dim() > 0 and len(leaf) == count
-            return leaf[-1:].clone() if is_rows else leaf
+        def other_neighbour(leaf: Any) -> Any:
+            if not isinstance(leaf, Tensor) or leaf.dim() == 0 or len(leaf) != count:
+                return leaf
+            return torch.cat([leaf[-1:], torch.zeros_like(leaf[-1:])])
 
-        args, kwargs = pytree.tree_map(last, (call.args, call.kwargs))
+        args, kwargs = pytree.tree_map(other_neighbour, (call.args, call.kwargs))
         try:
-            alone = self._twin(*args, **kwargs)
+            found = self._twin(*args, **kwargs)
         except (RuntimeError, ValueError, IndexError):  # it needs the shape of the whole batch
             return False
         expected = call.output[-1:]
-        if alone.shape != expected.shape:
+        if found[:1].shape != expected.shape or len(found) != 2:
             return False
-        difference = torch.linalg.vector_norm(alone - expected)
+        difference = torch.linalg.vector_norm(found[:1] - expected)
         return bool(difference <= INDEPENDENT * torch.linalg.vector_norm(expected))
 
 

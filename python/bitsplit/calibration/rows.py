@@ -178,6 +178,9 @@ def _equal(left: list[Any], right: list[Any]) -> bool:
     def same(a: Any, b: Any) -> bool:
         if isinstance(a, Tensor) and isinstance(b, Tensor):
             return a.shape == b.shape and torch.equal(a, b)
-        return type(a) is type(b) and not isinstance(a, Tensor) and a == b
+        if type(a) is not type(b) or isinstance(a, Tensor):
+            return False
+        equal = a == b  # of arrays element by element
+        return bool(equal.all() if hasattr(equal, "all") else equal)
 
     return all(same(a, b) for a, b in zip(left, right, strict=True))
