@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from bitsplit.methods.base import LayerTask
 from bitsplit.ops.steps import learned_quantize
-from bitsplit.quantizers import ActivationQuantizer
+from bitsplit.quantizers import ActivationQuantizer, WeightQuantizer, fitted_state, set_fitted_state
 
 SMALLEST = 1e-8
 
@@ -41,9 +41,25 @@ def learning(module: nn.Module, parameters: Sequence[nn.Parameter]) -> Iterator[
             parameter.grad = None
 
 
+def fitted(layers: Sequence[LayerTask]) -> dict[str, dict[str, Tensor]]:
+    """What has been fitted in all these layers."""
+    return {layer.name: fitted_state(layer.module) for layer in layers}
+
+
+def set_fitted(layers: Sequence[LayerTask], state: dict[str, dict[str, Tensor]]) -> None:
+    """Bring back what ``fitted`` told."""
+    for layer in layers:
+        set_fitted_state(layer.module, state[layer.name])
+
+
 def gradient_of(weight: nn.Parameter) -> Tensor:
     """What the last backward pass left; zeros where no call has come to this weight."""
     return torch.zeros_like(weight) if weight.grad is None else weight.grad
+
+
+def log_scale_gradient(quantizer: WeightQuantizer, weight: nn.Parameter) -> Tensor:
+    """With regard to the logarithms of the scales, which every weight of a channel is proportional to."""
+    return quantizer.sum_per_channel(gradient_of(weight) * weight)
 
 
 class Adam:

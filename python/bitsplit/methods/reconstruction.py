@@ -26,14 +26,13 @@ from bitsplit.methods.base import (
     WeightLevels,
     WeightMethod,
 )
-from bitsplit.methods.learning import LearnedBiases, Variables, learning
+from bitsplit.methods.learning import LearnedBiases, Variables, fitted, learning, set_fitted
 from bitsplit.methods.mse import Mse
 from bitsplit.methods.soft_rounding import SoftRounding
 from bitsplit.network.layers import LayerKind
 from bitsplit.ops.loss import reconstruction_loss
 from bitsplit.ops.rounding import rounding_schedule
 from bitsplit.ops.threads import one_thread
-from bitsplit.quantizers import fitted_state, set_fitted_state
 
 COMPARED = 512  # rows, at most, on which what was learned is compared with the start
 AT_ONCE = 64
@@ -110,18 +109,18 @@ class Reconstruction(Method):
 
     def _best(self, piece: Piece, samples: Samples) -> Outcome:
         """Learn; once again, more carefully, when that collapses; never end behind the start."""
-        before, start = relative_error(piece, samples), fitted(piece)
+        before, start = relative_error(piece, samples), fitted(piece.layers)
         after, undecided = self._attempt(piece, samples)
         remarks = []
         if not after <= max(COLLAPSE * before, NEGLIGIBLE):
             remarks.append(f"collapsed ({before:.2%} -> {after:.2%}), learned again at lower rates")
             warnings.warn(f"{piece.name}: {self.name} {remarks[0]}", stacklevel=2)
-            set_fitted(piece, start)
+            set_fitted(piece.layers, start)
             slower = {name: value / SLOWER for name, value in self if name.endswith("rate")}
             after, undecided = self.model_copy(update=slower)._attempt(piece, samples)
         if not after <= before:
             remarks.append("no gain, kept its start")
-            set_fitted(piece, start)
+            set_fitted(piece.layers, start)
             after, undecided = relative_error(piece, samples), 0.0
         return Outcome(before, after, undecided, "; ".join(remarks))
 
@@ -235,14 +234,3 @@ def relative_error(piece: Piece, samples: Samples) -> float:
         if rows >= COMPARED:
             break
     return float(error / energy) if energy > 0 else float(error)
-
-
-def fitted(piece: Piece) -> dict[str, dict[str, Tensor]]:
-    """What has been fitted in all layers of the piece."""
-    return {layer.name: fitted_state(layer.module) for layer in piece.layers}
-
-
-def set_fitted(piece: Piece, state: dict[str, dict[str, Tensor]]) -> None:
-    """Bring back what ``fitted`` told."""
-    for layer in piece.layers:
-        set_fitted_state(layer.module, state[layer.name])

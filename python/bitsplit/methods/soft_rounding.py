@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from bitsplit.methods.base import LayerTask
-from bitsplit.methods.learning import gradient_of
+from bitsplit.methods.learning import gradient_of, log_scale_gradient
 from bitsplit.ops.rounding import inverse_soft_bit, rounding_step, soft_bit
 from bitsplit.quantizers import set_weight
 
@@ -118,7 +118,7 @@ class LearnedScales:
     def step(self) -> None:
         """Change the scales in place; whoever writes the weights next does so with the new ones."""
         for layer, logarithm in zip(self._layers, self._logarithms, strict=True):
-            logarithm.grad = layer.quantizer.sum_per_channel(gradient_of(layer.weight) * layer.weight)
+            logarithm.grad = log_scale_gradient(layer.quantizer, layer.weight)
         self._optimizer.step()
         for layer, logarithm in zip(self._layers, self._logarithms, strict=True):
             torch.exp(logarithm, out=layer.scale)

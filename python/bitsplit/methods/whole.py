@@ -25,12 +25,14 @@ from bitsplit.methods.learning import (
     LearnedBiases,
     LearnedSteps,
     Variables,
-    gradient_of,
+    fitted,
     learning,
+    log_scale_gradient,
+    set_fitted,
 )
 from bitsplit.methods.registry import register
 from bitsplit.ops.threads import one_thread
-from bitsplit.quantizers import fitted_state, refresh_weight, set_fitted_state
+from bitsplit.quantizers import refresh_weight
 
 
 @register
@@ -54,7 +56,7 @@ class Global(Method):
         if iterations == 0:
             return
         tasks = run.tasks()
-        start, before = {task.name: fitted_state(task.module) for task in tasks}, self._distance(run)
+        start, before = fitted(tasks), self._distance(run)
         inputs = {getattr(task.module, "input_quantizer", None): None for task in tasks}
         quantizers = [quantizer for quantizer in inputs if quantizer is not None and quantizer.is_fitted]
         with LearnedSteps(quantizers, iterations, self.step_rate, 0.0, run.seed) as steps:
@@ -65,8 +67,7 @@ class Global(Method):
             warnings.warn(
                 f"global: no gain ({before:.3g} -> {after:.3g}), kept what it started from", stacklevel=2
             )
-            for task in tasks:
-                set_fitted_state(task.module, start[task.name])
+            set_fitted(tasks, start)
 
     def _learn(self, run: Run, variables: Sequence[Variables], iterations: int) -> None:
         parameters = [parameter for some in variables for parameter in some.parameters]
@@ -157,9 +158,7 @@ class Scales:
     def step(self, iteration: int) -> None:
         """Learn from the gradients of the weights, and forget them."""
         for layer, logarithm in zip(self._layers, self._logarithms, strict=True):
-            logarithm.grad = layer.weight_quantizer.sum_per_channel(
-                gradient_of(layer.weight) * layer.weight
-            ).float()
+            logarithm.grad = log_scale_gradient(layer.weight_quantizer, layer.weight).float()
             layer.weight.grad = None
         self._adam.step()
         for layer, logarithm in zip(self._layers, self._logarithms, strict=True):
