@@ -8,7 +8,7 @@ from torch.nn.utils.parametrizations import weight_norm
 from torchvision.models.resnet import BasicBlock, ResNet
 
 from bitsplit.network import bake_effective_weights, fold_norms, kind_of, observe
-from bitsplit.plan import make_plan
+from bitsplit.planning import make_plan
 from bitsplit.quantizers import prepare, quantized_layers, set_weight
 from bitsplit.recipe import Recipe
 from bitsplit.report import LayerResult, QuantizationReport

@@ -11,7 +11,8 @@ from bitsplit.errors import RecipeError
 from bitsplit.methods import registry
 from bitsplit.methods.base import Method
 from bitsplit.network import observe
-from bitsplit.plan import Plan, make_plan
+from bitsplit.plan import Plan
+from bitsplit.planning import make_plan
 from bitsplit.recipe import Recipe
 
 

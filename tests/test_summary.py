@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from bitsplit.methods import BitSplit
 from bitsplit.network import observe
-from bitsplit.plan import make_plan
+from bitsplit.planning import make_plan
 from bitsplit.quantizers import prepare, set_weight
 from bitsplit.recipe import Recipe
 from bitsplit.report import LayerResult, QuantizationReport, summary

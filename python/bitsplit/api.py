@@ -22,7 +22,8 @@ from bitsplit.errors import ModelError, RecipeError
 from bitsplit.inplace import adopt
 from bitsplit.methods.presets import Effort
 from bitsplit.network import Network, bake_effective_weights, fold_norms, observe, untie_layers
-from bitsplit.plan import Plan, make_plan
+from bitsplit.plan import Plan
+from bitsplit.planning import make_plan
 from bitsplit.quantizers import quantized_layers
 from bitsplit.recipe import Recipe
 
