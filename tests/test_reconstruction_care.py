@@ -6,7 +6,7 @@ import numpy
 import pytest
 import torch
 from function_net import Net, layer
-from test_reconstruction import METHODS, Block, Residual, same
+from residual_net import METHODS, Block, Residual, same
 from torch import Tensor, nn
 
 import bitsplit

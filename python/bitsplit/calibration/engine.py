@@ -24,9 +24,10 @@ from bitsplit.calibration.task import EngineLayerTask
 from bitsplit.data import Batches
 from bitsplit.device import fresh, to_device
 from bitsplit.errors import CalibrationError, RecipeError
-from bitsplit.methods.base import Method
+from bitsplit.methods.base import Granularity, Method
 from bitsplit.methods.statistics import InputSample
 from bitsplit.network import Network
+from bitsplit.network.joined import joined_units
 from bitsplit.plan import Plan
 from bitsplit.quantizers import prepare
 from bitsplit.report.results import LayerResult, PieceResult, QuantizationReport
@@ -59,7 +60,8 @@ class Engine:
         self.store = FeatureStore(memory, scratch)
         self.teacher = teacher
         self.student = network.model
-        self.schedule = unit_schedule(network)
+        self._stages = joined_units(network) if self._learns("stage") else []
+        self.schedule = unit_schedule(network, self._stages)
         inside = self.schedule.inside
         self.teacher_replay = Replay(teacher, forward, self.store, "float", inside)
         self.student_replay = Replay(network.model, forward, self.store, "quantized", inside)
@@ -148,10 +150,11 @@ class Engine:
             self.teacher_replay.start(call, layers)
             self.student_replay.start(call)
             seconds = {name: self._fit(name) for name in layers}
-            self._learn_blocks(call, units)
+            self._learn_units(call, units)
             errors = self._advance(layers)
             self._note_results(seconds, errors)
             self._retire(schedule.dead_after(position))
+        self._learn("net", [""], 1, list(self.network.layers))
 
     def _fit(self, name: str) -> float:
         """Fit one layer, or bring it back from the checkpoint; the seconds it took."""
@@ -178,7 +181,7 @@ class Engine:
             try:
                 method.fit_layer(task)
                 if method.granularity == "layer":
-                    pieces += learn(method, EnginePiece(self, task.name, task.calls, [task]))
+                    pieces += learn(method, EnginePiece(self, [task.name], task.calls, [task]))
             except (ValueError, RuntimeError) as error:
                 raise CalibrationError(f"{task.name}: {method.name} failed: {error}") from error
         for what in ("weight", "input"):
@@ -190,18 +193,44 @@ class Engine:
                 raise RecipeError(f"{task.name}: no method of the chain ({chain}) fits its {what} quantizer")
         return pieces
 
-    def _learn_blocks(self, call: UnitCall, names: set[str]) -> None:
-        """Let the methods that learn blocks learn the units ``names``, whose layers have been fitted."""
-        methods = [method for method in self.methods if method.granularity == "block"]
+    def _learns(self, granularity: Granularity) -> bool:
+        return any(method.granularity == granularity for method in self.methods)
+
+    def _learn_units(self, call: UnitCall, names: set[str]) -> None:
+        """Learn the units ``names``, whose layers have been fitted, and the stages that end with them."""
         for unit in self.network.units:
-            if unit.name not in names or not methods:
-                continue
-            tasks = [EngineLayerTask(self, self.network.layers[name]) for name in unit.layers]
-            piece = EnginePiece(self, unit.name, unit.calls, tasks)
-            modules = {task.name: task.module for task in tasks}
-            for number, method in enumerate(methods):
-                self._once(f"{unit.name} learned {number}", modules, partial(learn, method, piece))
+            if unit.name in names and self._learn("block", [unit.name], unit.calls, unit.layers):
                 self.student_replay.start(call)  # its layers have changed
+        for stage in self._stages:
+            if stage[-1].name in names:
+                layers = [layer for unit in stage for layer in unit.layers]
+                self._learn("stage", [unit.name for unit in stage], stage[0].calls, layers)
+                self._record_again([(unit.name, 0) for unit in stage[:-1]])
+                self.student_replay.start(call)
+
+    def _learn(
+        self, granularity: Granularity, parts: Sequence[str], calls: int, layers: Sequence[str]
+    ) -> bool:
+        """Let the methods of that granularity learn a piece; whether there were any."""
+        if not self._learns(granularity):
+            return False
+        tasks = [EngineLayerTask(self, self.network.layers[name]) for name in layers]
+        piece = EnginePiece(self, parts, calls, tasks)
+        modules = {task.name: task.module for task in tasks}
+        for number, method in enumerate(self.methods):
+            if method.granularity == granularity:
+                self._once(f"{piece.name} learned {number}", modules, partial(learn, method, piece))
+        return True
+
+    def _record_again(self, calls: Sequence[UnitCall]) -> None:
+        """Keep what finished calls of the student give now."""
+        self.student_replay.forget(calls, len(self.data))
+        for call in calls:
+            self.student_replay.start(call)
+            with self.student_replay.recording():
+                for index, batch in enumerate(self.batches()):
+                    self.student_replay.record(index, batch)
+            self.student_replay.finish()
 
     def _advance(self, layers: tuple[str, ...]) -> ResponseErrors:
         """Keep the outputs of the unit call at work, of both models, for all batches; compare its layers."""

@@ -110,8 +110,8 @@ class FeatureStore:
         return fits
 
     def drop(self, keys: Iterable[Hashable]) -> None:
-        """Free the values under ``keys`` and forget them."""
-        for key in keys:
+        """Free the values under ``keys`` and forget them; there need not be any."""
+        for key in self._trees.keys() & set(keys):
             self.release(key)
             del self._trees[key]
 

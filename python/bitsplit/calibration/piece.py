@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,7 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from bitsplit.calibration.replay import Stop
+from bitsplit.calibration.piece_calls import CallRecorder, PieceCall
+from bitsplit.calibration.replay import Replay
 from bitsplit.calibration.rows import RowTable
 from bitsplit.errors import CalibrationError
 from bitsplit.methods.base import Method, Sample
@@ -28,16 +28,29 @@ INDEPENDENT = 1e-3  # relative difference of a row beside other neighbours that 
 
 
 class EnginePiece:
-    """One module of the student (a layer or a block), its twin, and what it reads and shall give."""
+    """Modules of the student (``parts``, each called with what the one before gave) and their twins.
 
-    def __init__(self, engine: Engine, name: str, calls: int, layers: Sequence[EngineLayerTask]) -> None:
+    A layer, a block, the blocks of a stage; the network itself is the part "".
+    """
+
+    def __init__(
+        self, engine: Engine, parts: Sequence[str], calls: int, layers: Sequence[EngineLayerTask]
+    ) -> None:
         self._engine = engine
+        self._parts = parts
         self._calls = calls
-        self.name = name
+        self.name = parts[0] or "network" if len(parts) == 1 else f"{parts[0]} to {parts[-1]}"
         self.layers = tuple(layers)
         self.seed = engine.seed
-        self.module: nn.Module = engine.student.get_submodule(name)
-        self._twin: nn.Module = engine.teacher.get_submodule(name)
+        self.module = self._joined(engine.student)
+        self._twin = self._joined(engine.teacher)
+
+    def _joined(self, model: nn.Module) -> nn.Module:
+        modules = [model.get_submodule(part) for part in self._parts]
+        return modules[0] if len(modules) == 1 else nn.Sequential(*modules)
+
+    def _ends(self, model: nn.Module) -> tuple[nn.Module, nn.Module]:
+        return model.get_submodule(self._parts[0]), model.get_submodule(self._parts[-1])
 
     @property
     def quantizers(self) -> list[ActivationQuantizer]:
@@ -48,7 +61,7 @@ class EnginePiece:
             layer.module.input_quantizer
             for layer, row in zip(self.layers, rows, strict=True)
             if self._engine.plan.quantizer_owner(row) in names
-            and (row.argument is None or row.unit == self.name)
+            and (row.argument is None or row.unit in self._parts or "" in self._parts)
             and layer.module.input_quantizer.is_fitted
         ]
         return list(dict.fromkeys(owned))
@@ -82,15 +95,15 @@ class EnginePiece:
         finally:
             table.close()
 
-    def _visit(self, fisher: bool) -> Iterator[tuple[list[_Call], list[_Call], list[Tensor | None]]]:
+    def _visit(self, fisher: bool) -> Iterator[tuple[list[PieceCall], list[PieceCall], list[Tensor | None]]]:
         """For every batch the student's calls, the teacher's, and the weights of the errors."""
         engine = self._engine
-        student, teacher = _Recorder(self._calls, whole=fisher), _Recorder(self._calls, whole=fisher)
+        student, teacher = CallRecorder(self._calls, whole=fisher), CallRecorder(self._calls, whole=fisher)
         with (
-            engine.student_replay.skipping(),
-            engine.teacher_replay.skipping(),
-            student.watching(self.module, outputs=fisher),
-            teacher.watching(self._twin, outputs=True),
+            self._skipping(engine.student_replay),
+            self._skipping(engine.teacher_replay),
+            student.watching(*self._ends(engine.student), outputs=fisher),
+            teacher.watching(*self._ends(engine.teacher), outputs=True),
         ):
             for index, batch in enumerate(engine.batches()):
                 wanted = engine.teacher_replay.run(index, batch)
@@ -108,6 +121,10 @@ class EnginePiece:
                     yield student.calls, teacher.calls, weights
                 student.calls.clear()
                 teacher.calls.clear()
+
+    def _skipping(self, replay: Replay) -> AbstractContextManager[None]:
+        """What comes before the piece answers from the store; the whole network computes all of its units."""
+        return nullcontext() if "" in self._parts else replay.skipping()
 
     @torch.enable_grad()
     def _squared_gradients(self, outputs: list[Tensor], got: Any, wanted: Any) -> list[Tensor]:
@@ -132,7 +149,7 @@ class EnginePiece:
         capacity = len(engine.data) * self._calls * (rows or 1)
         return RowTable(engine.store, engine.student_replay.device, capacity, whole=rows is None)
 
-    def _rows_are_independent(self, call: _Call) -> bool:
+    def _rows_are_independent(self, call: PieceCall) -> bool:
         """Whether the last row comes out the same beside a row of zeros instead of its own neighbours."""
         if call.output.dim() == 0:
             return False
@@ -166,50 +183,3 @@ def learn(method: Method, piece: EnginePiece) -> list[PieceResult]:
         return []
     seconds = time.perf_counter() - started
     return [PieceResult(name=piece.name, method=method.name, seconds=seconds, **outcome._asdict())]
-
-
-@dataclass
-class _Call:
-    """What one call got and gave."""
-
-    args: tuple
-    kwargs: dict[str, Any]
-    output: Tensor | None = None
-
-
-class _Recorder:
-    """Notes the calls of a module in one forward, which ends with the last of them unless ``whole``."""
-
-    def __init__(self, count: int, whole: bool) -> None:
-        self._count, self._whole = count, whole
-        self.calls: list[_Call] = []
-
-    @contextmanager
-    def watching(self, module: nn.Module, outputs: bool) -> Iterator[None]:
-        """While active, calls are noted; without ``outputs`` the last one does not compute any more."""
-
-        def before(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-            # copies, because what comes next may change them in place
-            self.calls.append(_Call(*pytree.tree_map(_copy, (args, kwargs))))
-            if not outputs and len(self.calls) == self._count:
-                raise Stop
-
-        def after(module: nn.Module, args: tuple, output: Tensor) -> Tensor:
-            noted = self.calls[-1].output = _copy(output).requires_grad_(torch.is_grad_enabled())
-            if not self._whole and len(self.calls) == self._count:
-                raise Stop
-            return noted.clone()
-
-        # before the hook that quantizes the input: that belongs to the piece
-        hooks = [module.register_forward_pre_hook(before, with_kwargs=True, prepend=True)]
-        if outputs:
-            hooks.append(module.register_forward_hook(after))
-        try:
-            yield
-        finally:
-            for hook in hooks:
-                hook.remove()
-
-
-def _copy(leaf: Any) -> Any:
-    return leaf.detach().clone() if isinstance(leaf, Tensor) else leaf

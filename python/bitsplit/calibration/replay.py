@@ -99,6 +99,12 @@ class Replay:
         for index in range(batches):
             self._store.release(self._key(call, index))
 
+    def forget(self, calls: Iterable[UnitCall], batches: int) -> None:
+        """``calls`` have changed: they are not finished any more."""
+        for call in calls:
+            del self._finished[call]
+            self._store.drop(self._key(call, index) for index in range(batches))
+
     def output(self, call: UnitCall, index: int) -> Any:
         """What ``call`` gave for batch ``index``."""
         return self._store.get(self._key(call, index))

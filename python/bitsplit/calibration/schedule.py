@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import nn
 from torch.nn.modules import pooling
 
 from bitsplit.calibration.replay import UnitCall
-from bitsplit.network import Network
+from bitsplit.network import Network, Unit
 from bitsplit.network.record import Record
 
 # what turns values into decisions of the model's own code: these must come out right in every later run
@@ -43,8 +44,11 @@ class Schedule:
         return [call for call, last in zip(self.calls, self.last_reader, strict=True) if last == position]
 
 
-def unit_schedule(network: Network) -> Schedule:
-    """The schedule of the observed forward."""
+def unit_schedule(network: Network, together: Sequence[tuple[Unit, ...]] = ()) -> Schedule:
+    """The schedule of the observed forward.
+
+    together: units in a row that are learned as one; what the first reads is kept until the last is done.
+    """
     record = network.record
     units = {unit.name for unit in network.units} | _pools(network.model)
     numbers, inside = [], defaultdict(list)
@@ -57,7 +61,11 @@ def unit_schedule(network: Network) -> Schedule:
                 numbers.append(index)
     sizes = [sum(math.prod(record.values[value].shape) for value in record.calls[n].outputs) for n in numbers]
     calls = [(record.calls[number].name, record.calls[number].number) for number in numbers]
-    return Schedule(calls, inside, _last_readers(record, {n: p for p, n in enumerate(numbers)}), sizes)
+    last_reader = _last_readers(record, {n: p for p, n in enumerate(numbers)})
+    for units in filter(lambda units: len(units) > 1, together):
+        first, last = calls.index((units[0].name, 0)), calls.index((units[-1].name, 0))
+        last_reader = [last if first <= position <= last else position for position in last_reader]
+    return Schedule(calls, inside, last_reader, sizes)
 
 
 def _pools(model: nn.Module) -> set[str]:

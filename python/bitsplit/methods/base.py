@@ -2,8 +2,8 @@
 
 A chain of methods is walked once over the network.  Every method may act at four moments and does nothing at
 those it does not override: ``prepare`` (the folded float model, before anything is quantized), ``fit_layer``
-(each layer, in execution order), ``fit_piece`` (each layer or block, when the layers in it have been fitted),
-``finish`` (the whole network).
+(each layer, in execution order), ``fit_piece`` (each layer, block or stage, or the network at once, when the
+layers in it have been fitted), ``finish`` (the whole network).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from bitsplit.network.layers import LayerKind
 
 
-Granularity = Literal["layer", "block"]
+Granularity = Literal["layer", "block", "stage", "net"]
 WeightLevels = Literal["symmetric", "affine"]
 
 AT_ONCE = 16  # quantizers whose samples are held at the same time

@@ -8,7 +8,7 @@ from pydantic import Field
 
 from bitsplit.methods.base import Granularity, Piece, Samples
 from bitsplit.methods.learning import LearnedSteps
-from bitsplit.methods.reconstruction import Reconstruction, learn, seed_of
+from bitsplit.methods.reconstruction import Reconstruction, seed_of
 from bitsplit.methods.registry import register
 
 
@@ -34,5 +34,5 @@ class Brecq(Reconstruction):
         undecided = self.learn_weights(piece, samples)
         count = self.step_iterations
         with LearnedSteps(piece.quantizers, count, self.step_rate, 0.0, seed_of(piece)) as steps:
-            learn(piece, samples, [steps], iterations=count, batch=self.batch, p=self.step_p)
+            self.learn(piece, samples, [steps], count, p=self.step_p)
         return undecided

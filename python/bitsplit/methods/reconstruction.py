@@ -15,6 +15,7 @@ import torch
 from pydantic import BeforeValidator, Field, SerializeAsAny
 from torch import Tensor
 
+from bitsplit.device import device_of
 from bitsplit.methods.base import (
     ActivationMethod,
     LayerTask,
@@ -31,6 +32,7 @@ from bitsplit.methods.mse import Mse
 from bitsplit.methods.soft_rounding import SoftRounding
 from bitsplit.network.layers import LayerKind
 from bitsplit.ops.loss import reconstruction_loss
+from bitsplit.ops.precision import Precision, computing_in
 from bitsplit.ops.rounding import rounding_schedule
 from bitsplit.ops.threads import one_thread
 
@@ -71,6 +73,8 @@ class Reconstruction(Method):
     regularizer, warm_up: what pushes the variables to a decision, and the share of iterations without it.
     lean: how close to a level that an earlier method has chosen its variable starts.
     scale_rate, bias_rate: of Adam on the logarithms of weight scales and on biases; 0 leaves them alone.
+    precision: of convolutions and products while it learns (``auto``: see ``bitsplit.ops.precision``); what
+    was learned is compared with the start in float32.
     """
 
     start: AnyWeightMethod = Mse(p=2.4, levels="affine")
@@ -83,6 +87,7 @@ class Reconstruction(Method):
     lean: float = Field(0.9, gt=0.5, lt=1)
     scale_rate: float = Field(0.0, ge=0)
     bias_rate: float = Field(0.0, ge=0)
+    precision: Precision = "auto"
 
     @property
     def activations(self) -> ActivationMethod:
@@ -162,52 +167,52 @@ class Reconstruction(Method):
         variables = [*others, weights]
         if self.bias_rate > 0:
             variables.insert(0, LearnedBiases(layers, self.bias_rate, self.iterations))
-        learn(piece, samples, variables, iterations=self.iterations, batch=self.batch, **options)
+        self.learn(piece, samples, variables, self.iterations, **options)
         undecided = weights.undecided()
         weights.harden()
         return undecided
 
+    def learn(
+        self,
+        piece: Piece,
+        samples: Samples,
+        variables: Sequence[Variables],
+        iterations: int,
+        p: float = 2.0,
+        inputs: Callable[[Sample, int], tuple[tuple, dict[str, Any]]] = lambda sample, _: (
+            sample.args,
+            sample.kwargs,
+        ),
+    ) -> None:
+        """Draw rows, compare the piece's output with the target, step: so many times.
+
+        inputs: what the piece is called with in an iteration.  ``Diverged`` when the loss is no number.
+
+        In one thread on the CPU: gradients of convolutions depend on the number of threads.
+        """
+        generator = torch.Generator().manual_seed(seed_of(piece))
+        parameters = [parameter for some in variables for parameter in some.parameters]
+        if not parameters:
+            return
+        device = device_of(piece.module)
+        with one_thread(), torch.enable_grad(), learning(piece.module, parameters):
+            for iteration in piece.iterations(iterations):
+                sample = samples.draw(self.batch, generator)
+                with computing_in(self.precision, device):
+                    output = piece.run(*inputs(sample, iteration)).to(sample.target.dtype)
+                factor = channels_over_elements(piece, sample.target) / samples.mean_weight
+                loss = reconstruction_loss(output, sample.target, sample.weight, p, factor)
+                looked_at = device.type == "cpu" or iteration % LOOKED_AT == 0  # looking waits for a GPU
+                if looked_at and not math.isfinite(loss.loss):
+                    raise Diverged
+                if output.requires_grad:
+                    torch.autograd.backward(output, loss.grad)
+                for some in variables:
+                    some.step(iteration)
+
 
 class Diverged(ArithmeticError):
     """The loss is not a number any more."""
-
-
-def learn(
-    piece: Piece,
-    samples: Samples,
-    variables: Sequence[Variables],
-    *,
-    iterations: int,
-    batch: int,
-    p: float = 2.0,
-    inputs: Callable[[Sample, int], tuple[tuple, dict[str, Any]]] = lambda sample, _: (
-        sample.args,
-        sample.kwargs,
-    ),
-) -> None:
-    """Draw rows, compare the piece's output with the target, step: so many times.
-
-    inputs: what the piece is called with in an iteration.  ``Diverged`` when the loss is no number any more.
-
-    In one thread on the CPU: gradients of convolutions depend on the number of threads.
-    """
-    generator = torch.Generator().manual_seed(seed_of(piece))
-    parameters = [parameter for some in variables for parameter in some.parameters]
-    if not parameters:
-        return
-    with one_thread(), torch.enable_grad(), learning(piece.module, parameters):
-        for iteration in piece.iterations(iterations):
-            sample = samples.draw(batch, generator)
-            output = piece.run(*inputs(sample, iteration))
-            factor = channels_over_elements(piece, sample.target) / samples.mean_weight
-            loss = reconstruction_loss(output, sample.target, sample.weight, p, factor)
-            looked_at = output.device.type == "cpu" or iteration % LOOKED_AT == 0  # looking waits for a GPU
-            if looked_at and not math.isfinite(loss.loss):
-                raise Diverged
-            if output.requires_grad:
-                torch.autograd.backward(output, loss.grad)
-            for some in variables:
-                some.step(iteration)
 
 
 def seed_of(piece: Piece) -> int:

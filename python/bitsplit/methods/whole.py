@@ -19,6 +19,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from bitsplit.device import device_of
 from bitsplit.methods.base import LayerTask, Method, Run
 from bitsplit.methods.learning import (
     Adam,
@@ -31,6 +32,7 @@ from bitsplit.methods.learning import (
     set_fitted,
 )
 from bitsplit.methods.registry import register
+from bitsplit.ops.precision import Precision, computing_in
 from bitsplit.ops.threads import one_thread
 from bitsplit.quantizers import refresh_weight
 
@@ -42,6 +44,7 @@ class Global(Method):
     epochs: passes over the calibration batches, in a random order each.
     scale_rate, bias_rate, step_rate: learning rates, which fall to 0 along half a cosine.
     units: weight of the errors of the units' outputs beside the divergence at the network's end.
+    precision: of convolutions and products while it learns.
     """
 
     name = "global"
@@ -50,6 +53,7 @@ class Global(Method):
     bias_rate: float = Field(1e-3, ge=0)
     step_rate: float = Field(4e-4, ge=0)
     units: float = Field(1.0, ge=0)
+    precision: Precision = "auto"
 
     def finish(self, run: Run) -> None:
         iterations = self.epochs * run.batch_count
@@ -75,7 +79,7 @@ class Global(Method):
             for iteration in run.iterations(self.name, iterations):
                 if iteration % run.batch_count == 0:
                     batches = run.batches()
-                loss = self._loss(run, next(batches), outputs)
+                loss = self._loss(run, next(batches), outputs, self.precision)
                 if not torch.isfinite(loss):
                     return
                 loss.backward()
@@ -87,11 +91,13 @@ class Global(Method):
         with _Outputs(run) as outputs:
             return sum(float(self._loss(run, batch, outputs)) for batch in run.batches()) / run.batch_count
 
-    def _loss(self, run: Run, batch: Any, outputs: _Outputs) -> Tensor:
+    def _loss(self, run: Run, batch: Any, outputs: _Outputs, precision: Precision = "fp32") -> Tensor:
         outputs.clear()
         with torch.no_grad():
             wanted = run.forward(run.teacher, batch)
-        distance = divergence(run.forward(run.student, batch), wanted)
+        with computing_in(precision, device_of(run.student)):
+            got = run.forward(run.student, batch)
+        distance = divergence(got, wanted)
         if torch.is_grad_enabled() and not distance.requires_grad:
             raise ValueError("the network's output does not depend on its weights in a smooth way")
         return distance + self.units * outputs.error()
@@ -100,7 +106,7 @@ class Global(Method):
 def divergence(got: Any, wanted: Any) -> Tensor:
     """Of class probabilities where the network gives class scores, else the relative error of its output."""
     if isinstance(got, Tensor) and got.dim() == 2 and got.shape[1] > 1:
-        return F.kl_div(got.log_softmax(1), wanted.softmax(1), reduction="batchmean")
+        return F.kl_div(got.float().log_softmax(1), wanted.softmax(1), reduction="batchmean")
     pairs = zip(pytree.tree_leaves(got), pytree.tree_leaves(wanted), strict=True)
     errors = [
         relative(a, b)
