@@ -219,6 +219,15 @@ def test_the_summary_shows_what_was_learned(model, images):
     assert "undecided" not in str(bitsplit.summary(bitsplit.quantize(model, images, "mse", weights=3)))
 
 
+def test_a_terminal_shows_iterations_and_loss(model, images, monkeypatch, capsys):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "200")
+    bitsplit.quantize(model, images, [METHODS["brecq"], bitsplit.Global(epochs=40)], weights=3)
+    shown = capsys.readouterr().err
+    for learned in ("first", "global"):
+        assert any(f"learning {learned}" in line and "loss " in line for line in shown.splitlines())
+
+
 def test_requirements_of_gradients_are_as_before(model, images):
     model.first.one.weight.requires_grad_(False)
     learned = bitsplit.quantize(model, images, METHODS["brecq with scales"], weights=3)

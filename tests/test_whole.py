@@ -42,6 +42,25 @@ def test_the_output_comes_closer_and_the_integers_stay(model, images, start, act
     assert all((found[name].scale > 0).all() for name in found)
 
 
+def test_integers_move_to_a_neighbour_at_most(model, images):
+    """Scales stay here, so that levels can be compared; the neighbour lies towards the float weight."""
+    options = {"weights": 2, "batch_size": 16}
+    before = bitsplit.codes(bitsplit.quantize(model, images, "mse", **options))
+    method = bitsplit.Global(epochs=20, rate=0.05, scale_rate=0)
+    learned = bitsplit.quantize(model, images, ["mse", method], **options)
+    changed = 0
+    for name, found in bitsplit.codes(learned).items():
+        start = before[name]
+        moved = found.codes.int() - start.codes.int()
+        changed += int((moved != 0).sum())
+        assert moved.abs().max() <= 1
+        assert torch.equal(found.scale, start.scale)
+        weight = model.get_submodule(name).weight
+        level = start.codes * start.scale.view(-1, *[1] * (weight.dim() - 1))
+        assert (moved * (weight - level) >= 0).all()
+    assert changed > 0
+
+
 def test_no_epochs_change_nothing(model, images):
     before = bitsplit.quantize(model, images, "mse", weights=2)
     after = bitsplit.quantize(model, images, ["mse", bitsplit.Global(epochs=0)], weights=2)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from bitsplit.calibration.checkpoint import Checkpoint
 from bitsplit.calibration.features import FeatureStore
@@ -85,6 +85,10 @@ class Engine:
     def iterations(self, name: str, count: int) -> Iterator[int]:
         """0, 1, ... count - 1, with progress."""
         return self.progress.iterations(name, count)
+
+    def show(self, loss: Tensor) -> None:
+        """Let the user see the loss of the iteration at work."""
+        self.progress.loss(loss)
 
     def batches(self) -> Iterator[Any]:
         """The calibration batches on the device of the model."""

@@ -79,6 +79,10 @@ class EnginePiece:
         """0, 1, ... count - 1, with progress."""
         yield from self._engine.progress.iterations(self.name, count)
 
+    def show(self, loss: Tensor) -> None:
+        """Let the user see the loss of the iteration at work."""
+        self._engine.progress.loss(loss)
+
     @contextmanager
     def samples(self, *, float_inputs: bool = False, fisher: bool = False) -> Iterator[RowTable]:
         """All calls over all calibration batches, to be drawn from.

@@ -1,4 +1,4 @@
-"""What is seen of a run on a terminal: layer, error, time left, memory.  Silent elsewhere."""
+"""What is seen of a run on a terminal: layer, error, loss, time left, memory.  Silent elsewhere."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
+from torch import Tensor
 
 if TYPE_CHECKING:
     from bitsplit.report.results import LayerResult
@@ -37,6 +38,7 @@ class Progress:
         )
         self._task = self._bar.add_task("", total=layers, facts="")
         self._learning = self._bar.add_task("", total=0, facts="", visible=False)
+        self._loss: Tensor | None = None
 
     def __enter__(self) -> Progress:
         self._bar.start()
@@ -55,10 +57,16 @@ class Progress:
         """0, 1, ... count - 1, on a bar of its own while ``name`` is learned."""
         self._bar.reset(self._learning, total=count, description=f"learning {name}", visible=True)
         for iteration in range(count):
-            if iteration % SHOWN_EVERY == 0:
-                self._bar.update(self._learning, completed=iteration)
+            if iteration % SHOWN_EVERY == 0 and not self._bar.disable:
+                loss = "" if self._loss is None else f"loss {float(self._loss):.3g}"
+                self._bar.update(self._learning, completed=iteration, facts=loss)
             yield iteration
+        self._loss = None
         self._bar.update(self._learning, visible=False)
+
+    def loss(self, loss: Tensor) -> None:
+        """The loss of the iteration at work, looked at only when it is shown."""
+        self._loss = loss
 
     def done(self, result: LayerResult | None) -> None:
         """One layer is finished; ``result`` is what came of it, None when it stays float."""

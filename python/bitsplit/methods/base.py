@@ -137,6 +137,9 @@ class Piece(Protocol):
     def iterations(self, count: int) -> Iterator[int]:
         """0, 1, ... count - 1; the user sees progress."""
 
+    def show(self, loss: Tensor) -> None:
+        """Beside the progress."""
+
 
 class Run(Protocol):
     """The whole network while it is being quantized."""
@@ -156,6 +159,9 @@ class Run(Protocol):
 
     def iterations(self, name: str, count: int) -> Iterator[int]:
         """0, 1, ... count - 1; the user sees progress under ``name``."""
+
+    def show(self, loss: Tensor) -> None:
+        """Beside the progress."""
 
     def forward(self, model: nn.Module, batch: Any) -> Any:
         """One batch through ``model``."""

@@ -26,6 +26,16 @@ class Variables(Protocol):
         """Change them by the gradients that the last backward pass left, and forget these."""
 
 
+class WeightVariables(Variables, Protocol):
+    """What decides about weights."""
+
+    def harden(self) -> None:
+        """Leave the result to the model."""
+
+    def undecided(self) -> float:
+        """The share of weights that are far from every level."""
+
+
 @contextmanager
 def learning(module: nn.Module, parameters: Sequence[nn.Parameter]) -> Iterator[None]:
     """While active, of all parameters in ``module`` only these get gradients."""

@@ -9,7 +9,7 @@ import math
 import warnings
 import zlib
 from collections.abc import Callable, Sequence
-from typing import Annotated, Any, Literal, Protocol
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import BeforeValidator, Field, SerializeAsAny
@@ -27,7 +27,14 @@ from bitsplit.methods.base import (
     WeightLevels,
     WeightMethod,
 )
-from bitsplit.methods.learning import LearnedBiases, Variables, fitted, learning, set_fitted
+from bitsplit.methods.learning import (
+    LearnedBiases,
+    Variables,
+    WeightVariables,
+    fitted,
+    learning,
+    set_fitted,
+)
 from bitsplit.methods.mse import Mse
 from bitsplit.methods.soft_rounding import SoftRounding
 from bitsplit.network.layers import LayerKind
@@ -51,16 +58,6 @@ def _weight_method(value: Any) -> Any:
 
 
 AnyWeightMethod = Annotated[SerializeAsAny[WeightMethod], BeforeValidator(_weight_method)]
-
-
-class WeightVariables(Variables, Protocol):
-    """What decides about weights."""
-
-    def harden(self) -> None:
-        """Leave the result to the model."""
-
-    def undecided(self) -> float:
-        """The share of weights that are far from every level."""
 
 
 class Reconstruction(Method):
@@ -202,6 +199,7 @@ class Reconstruction(Method):
                     output = piece.run(*inputs(sample, iteration)).to(sample.target.dtype)
                 factor = channels_over_elements(piece, sample.target) / samples.mean_weight
                 loss = reconstruction_loss(output, sample.target, sample.weight, p, factor)
+                piece.show(loss.loss)
                 looked_at = device.type == "cpu" or iteration % LOOKED_AT == 0  # looking waits for a GPU
                 if looked_at and not math.isfinite(loss.loss):
                     raise Diverged

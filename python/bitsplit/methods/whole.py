@@ -1,9 +1,9 @@
 """The last step of a chain: the whole network is tuned to give what the float network gives.
 
 Unit after unit each fit sees its own error only; what they add up to shows at the network's output.  So
-scales and biases of all layers are learned together, from the divergence of the class probabilities (of
-networks without class scores: the error of the output) and the errors of all units' outputs.  No labels are
-needed.
+scales, biases and, within one level, integers of all layers are learned together, from the divergence of the
+class probabilities (of networks without class scores: the error of the output) and the errors of all units'
+outputs.  No labels are needed.
 """
 
 from __future__ import annotations
@@ -26,15 +26,20 @@ from bitsplit.methods.learning import (
     LearnedBiases,
     LearnedSteps,
     Variables,
+    WeightVariables,
     fitted,
     learning,
     log_scale_gradient,
     set_fitted,
 )
 from bitsplit.methods.registry import register
+from bitsplit.methods.soft_rounding import SoftRounding
 from bitsplit.ops.precision import Precision, computing_in
+from bitsplit.ops.rounding import rounding_schedule
 from bitsplit.ops.threads import one_thread
 from bitsplit.quantizers import refresh_weight
+
+LEAN = 0.9  # of a rounding variable towards the code that was chosen before
 
 
 @register
@@ -43,6 +48,8 @@ class Global(Method):
 
     epochs: passes over the calibration batches, in a random order each.
     scale_rate, bias_rate, step_rate: learning rates, which fall to 0 along half a cosine.
+    rate: of the rounding variables of all weights; 0 leaves the integers alone.
+    regularizer: what pushes these to a decision.
     units: weight of the errors of the units' outputs beside the divergence at the network's end.
     precision: of convolutions and products while it learns.
     """
@@ -52,6 +59,8 @@ class Global(Method):
     scale_rate: float = Field(1e-3, ge=0)
     bias_rate: float = Field(1e-3, ge=0)
     step_rate: float = Field(4e-4, ge=0)
+    rate: float = Field(0.0, ge=0)
+    regularizer: float = Field(1e-6, ge=0)
     units: float = Field(1.0, ge=0)
     precision: Precision = "auto"
 
@@ -64,14 +73,21 @@ class Global(Method):
         inputs = {getattr(task.module, "input_quantizer", None): None for task in tasks}
         quantizers = [quantizer for quantizer in inputs if quantizer is not None and quantizer.is_fitted]
         with LearnedSteps(quantizers, iterations, self.step_rate, 0.0, run.seed) as steps:
-            weights = Scales([task for task in tasks if task.is_fitted], self.scale_rate, iterations)
+            weights = self._weights([task for task in tasks if task.is_fitted], iterations)
             self._learn(run, [weights, LearnedBiases(tasks, self.bias_rate, iterations), steps], iterations)
+            weights.harden()
         after = self._distance(run)
         if not after <= before:
             warnings.warn(
                 f"global: no gain ({before:.3g} -> {after:.3g}), kept what it started from", stacklevel=2
             )
             set_fitted(tasks, start)
+
+    def _weights(self, tasks: Sequence[LayerTask], iterations: int) -> WeightVariables:
+        if self.rate == 0:
+            return Scales(tasks, self.scale_rate, iterations)
+        schedule = rounding_schedule(iterations, self.rate, self.regularizer)
+        return SoftRounding(tasks, schedule, LEAN, self.scale_rate)
 
     def _learn(self, run: Run, variables: Sequence[Variables], iterations: int) -> None:
         parameters = [parameter for some in variables for parameter in some.parameters]
@@ -80,6 +96,7 @@ class Global(Method):
                 if iteration % run.batch_count == 0:
                     batches = run.batches()
                 loss = self._loss(run, next(batches), outputs, self.precision)
+                run.show(loss.detach())
                 if not torch.isfinite(loss):
                     return
                 loss.backward()
@@ -170,3 +187,10 @@ class Scales:
         for layer, logarithm in zip(self._layers, self._logarithms, strict=True):
             layer.weight_quantizer.scale.copy_(logarithm.detach().exp())
             refresh_weight(layer)
+
+    def harden(self) -> None:
+        """The model has had the result since the last step."""
+
+    def undecided(self) -> float:
+        """None: integers stay as they are."""
+        return 0.0

@@ -1,0 +1,71 @@
+"""The precision in which convolutions compute while something is learned."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from residual_net import Residual, error
+from torch import nn
+
+import bitsplit
+from bitsplit.errors import CalibrationError
+from bitsplit.ops.precision import chosen_precision, computing_in
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize(("precision", "dtype"), [("fp32", torch.float32), ("bf16", torch.bfloat16)])
+def test_convolutions_compute_in_it(precision, dtype):
+    conv, x = nn.Conv2d(3, 4, 3), torch.randn(1, 3, 5, 5)
+    with torch.autocast("cpu", torch.bfloat16), computing_in(precision, CPU):
+        assert conv(x).dtype == dtype
+    assert conv(x).dtype == torch.float32
+
+
+def test_rounded_weights_follow_their_changes_inside_of_another_autocast():
+    conv, x = nn.Conv2d(3, 4, 3), torch.randn(1, 3, 5, 5)
+    results = []
+    with torch.autocast("cpu", torch.bfloat16):
+        for _ in range(2):
+            with computing_in("bf16", CPU):
+                results.append(conv(x))
+            conv.weight.data.mul_(2)
+    assert not torch.equal(*results)
+
+
+def test_settings_of_the_user_come_back():
+    switch = torch.backends.cuda.matmul
+    before = switch.fp32_precision
+    with computing_in("fp32", CPU):
+        assert switch.fp32_precision == "ieee"
+    assert switch.fp32_precision == before
+
+
+def test_auto_is_what_the_processor_has_instructions_for(monkeypatch):
+    for abilities, expected in (({"avx512_bf16": True}, "bf16"), ({"avx512_f": True}, "fp32")):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda found=abilities: found, raising=False)
+        assert chosen_precision("auto", CPU) == expected
+    assert chosen_precision("auto", torch.device("cuda")) == "fp32"
+
+
+def test_tf32_is_for_cards():
+    with pytest.raises(CalibrationError, match="stem: brecq failed: precision='tf32' needs a CUDA device"):
+        method = bitsplit.Brecq(iterations=3, precision="tf32")
+        bitsplit.quantize(Residual().eval(), torch.randn(8, 3, 8, 8), method, weights=4)
+
+
+@pytest.mark.parametrize(
+    ("method", "rate"), [(bitsplit.QDrop, 0.02), (bitsplit.Brecq, 0.02), (bitsplit.FlexRound, 5e-3)]
+)
+def test_what_is_learned_in_bf16_is_as_good(method, rate):
+    """Within a fifth of what is gained in float32, on images that were learned from."""
+    model, images = Residual().eval(), torch.randn(40, 3, 8, 8)
+
+    def reached(**options) -> float:
+        chain = method(rate=rate, **options)
+        return error(bitsplit.quantize(model, images, chain, weights=3, policy="all"), model, images)
+
+    start = reached(iterations=0)
+    exact, rounded = (reached(iterations=150, precision=precision) for precision in ("fp32", "bf16"))
+    assert exact < start
+    assert start - rounded > 0.8 * (start - exact)
