@@ -72,13 +72,13 @@ def test_the_demo_runs_and_shows_what_it_found(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(comparison, "load_calibration_images", lambda: Part(load_calibration_images(), 100))
     monkeypatch.setattr(comparison, "load_test_images", lambda: Part(load_test_images(), 500))
     console = recorder()
-    results = run(tmp_path / "demo.png", widths=[Widths(3), Widths(4, 4)], console=console)
+    results = run(tmp_path / "demo.png", widths=[Widths(3), Widths(6, 6)], console=console)
 
     named = {(result.method, str(result.widths)): result for result in results}
     assert list(named) == [
         ("float", "None"),
-        *((method, "W3") for method in ("minmax", "mse", "bitsplit")),
-        *((method, "W4A4") for method in ("minmax", "mse", "kl", "bitsplit")),
+        *((method, "W3") for method in ("minmax", "mse", "bitsplit", "learned")),
+        *((method, "W6A6") for method in ("minmax", "mse", "kl", "bitsplit")),
     ]
     best, plain = named["bitsplit", "W3"], named["minmax", "W3"]
     original = named["float", "None"]
@@ -86,7 +86,7 @@ def test_the_demo_runs_and_shows_what_it_found(tmp_path: Path, monkeypatch: pyte
     assert best.accuracy > original.accuracy - 3
     assert best.size < original.size / 6
     text = console.export_text()
-    assert f"{best.accuracy:.2f}/{best.same_class:.1f}" in text
+    assert f"{best.accuracy:.2f}/{best.same_class:.0f}" in text
     assert Image.open(tmp_path / "demo.png").size[0] > 1000
 
 
@@ -96,7 +96,7 @@ def test_the_table_has_a_row_for_each_width_and_a_gap_where_nothing_was_tried() 
     text = console.export_text()
     rows = {line.split()[0]: line for line in text.splitlines() if line.lstrip().startswith("W")}
     assert list(rows) == ["W4", "W2", "W4A4"]
-    assert "78.00/95.0  1s" in rows["W4"] and "79.50/98.0  2s" in rows["W4"]
+    assert "78.00/95  1s" in rows["W4"] and "79.50/98  2s" in rows["W4"]
     assert rows["W4A4"].count("/") == 1
     assert "float: 80.00 %" in text and "684 KiB" in text
 

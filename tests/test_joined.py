@@ -44,7 +44,7 @@ def test_blocks_that_share_their_input_are_no_stage():
 
 
 def test_memory_is_freed_when_a_stage_is_done():
-    """Every feature of a stage is kept until it is learned, those of stages before are not."""
+    """What a stage reads and gives inside is kept until it is learned (the stem too), no longer."""
     blocks = [Block() for _ in range(8)]
     net = nn.Sequential(layer(3, 8), *blocks[:4], nn.AvgPool2d(2), *blocks[4:]).eval()
     network = observe(net, torch.randn(2, 3, 8, 8))
@@ -52,7 +52,11 @@ def test_memory_is_freed_when_a_stage_is_done():
 
     schedule = unit_schedule(network, joined_units(network))
     ends = [position for position in range(len(schedule.calls)) if schedule.dead_after(position)]
-    assert [schedule.calls[position][0] for position in ends] == ["4", "5", "9"]  # the stem is read by the first block
+    assert [schedule.calls[position][0] for position in ends] == [
+        "4",
+        "5",
+        "9",
+    ]
 
 
 def test_a_network_with_several_outputs_is_not_learned_at_once():

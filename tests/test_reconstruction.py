@@ -19,6 +19,7 @@ from bitsplit.calibration.forecast import row_bytes
 from bitsplit.data import as_batches
 from bitsplit.errors import CalibrationError
 from bitsplit.network import observe
+from bitsplit.report import summary
 
 PIECES = {
     "layer": ["stem", "first.one", "first.two", "second.one", "second.two", "fc"],
@@ -286,6 +287,20 @@ class TestShortcuts:
             model, images, bitsplit.BitSplit(ecaq=True), weights=4, activations=4, policy="qdrop"
         )
         assert plan.layer("first.one").argument is None
+
+
+@pytest.mark.parametrize("memory", [None, 0])
+def test_what_features_took_stands_beside_the_forecast(model, images, memory):
+    def features(method) -> dict[str, int]:
+        quantized = bitsplit.quantize(model, images, method, weights=3, activations=4, memory=memory)
+        assert f"features {quantized._bitsplit.features['used'] / 2**20:.1f} MiB" in str(summary(quantized))
+        return quantized._bitsplit.features
+
+    two_outputs_of_both_models = 2 * 2 * 40 * 8 * 8 * 8 * 4
+    assert features("minmax") == {"forecast": two_outputs_of_both_models, "used": two_outputs_of_both_models}
+    for name in ("brecq", "brecq by stages", "brecq at once", "qdrop", "brecq fisher"):
+        found = features(METHODS[name])
+        assert found["forecast"] / 2 < found["used"] <= found["forecast"]
 
 
 @pytest.mark.parametrize("name", ["brecq", "brecq fisher", "qdrop"])

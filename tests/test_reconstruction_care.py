@@ -156,6 +156,13 @@ def test_inputs_by_keyword_are_mixed_too(images, monkeypatch):
     assert counts[0] == counts[1] > 0
 
 
+def test_around_it_gradients_may_be_off_for_good(model, images):
+    expected = bitsplit.quantize(model, images, METHODS["qdrop"], weights=3, activations=4)
+    with torch.inference_mode():
+        learned = bitsplit.quantize(model, images.clone(), METHODS["qdrop"], weights=3, activations=4)
+    assert same(learned, expected)
+
+
 def test_methods_that_set_weights_stand_before_those_that_learn(model, images):
     with pytest.raises(RecipeError, match="bitsplit sets all weights; in a chain it stands before"):
         bitsplit.quantize(model, images, ["adaround", "bitsplit"], weights=4)

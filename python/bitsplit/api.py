@@ -31,6 +31,7 @@ Model = TypeVar("Model", bound=nn.Module)
 Step = Callable[[nn.Module, Any], Any]
 
 
+@torch.inference_mode(False)
 @torch.autocast("cpu", enabled=False)
 @torch.autocast("cuda", enabled=False)
 def quantize(

@@ -122,6 +122,7 @@ class Engine:
             layers=tuple(self._results),
             pieces=tuple(self._pieces),
             seconds=time.perf_counter() - started,
+            features={"forecast": self.store.reserved, "used": self.store.most},
             data={
                 "images": self.data.images,
                 "batches": len(self.data),

@@ -59,7 +59,8 @@ class _Slabs:
 class FeatureStore:
     """Keeps trees of tensors under keys, in host memory up to ``budget`` bytes, beyond that in files.
 
-    ``reserved`` bytes of the budget are not for what is merely offered.
+    ``reserved`` bytes of the budget are not for what is merely offered.  ``most``: bytes, in memory and on
+    disk, that were kept at the same time, without what was offered.
     """
 
     def __init__(self, budget: int, folder: Path | None = None) -> None:
@@ -67,6 +68,8 @@ class FeatureStore:
         self.reserved = 0
         self.in_memory = 0
         self.on_disk = 0
+        self.most = 0
+        self._offered: dict[Hashable, int] = {}
         self._parent = folder
         self._folder: Path | None = None
         self._trees: dict[Hashable, tuple[list[Any], Any, torch.device]] = {}
@@ -86,6 +89,7 @@ class FeatureStore:
             table = torch.from_file(str(path), shared=True, size=math.prod(shape), dtype=dtype).view(shape)
             self.on_disk += size
         self._tables[table.data_ptr()] = path
+        self._note_most()
         return table
 
     def free(self, table: Tensor) -> None:
@@ -94,18 +98,21 @@ class FeatureStore:
         if path is None:
             self.in_memory -= _bytes(table)
         else:
+            self.on_disk -= _bytes(table)
             path.unlink(missing_ok=True)
 
     def put(self, key: Hashable, tree: Any, device: torch.device) -> None:
         """Keep ``tree``; ``get`` brings its tensors back to ``device``."""
         leaves, spec = pytree.tree_flatten(tree)
         self._trees[key] = ([self._keep(leaf) for leaf in leaves], spec, device)
+        self._note_most()
 
     def offer(self, key: Hashable, tree: Any, device: torch.device) -> bool:
         """``put`` that is refused where memory is short."""
         size = sum(_bytes(leaf) for leaf in pytree.tree_leaves(tree) if isinstance(leaf, Tensor))
         fits = self.in_memory + size <= self.budget - self.reserved
         if fits:
+            self._offered[key] = size
             self.put(key, tree, device)
         return fits
 
@@ -132,6 +139,7 @@ class FeatureStore:
         """Free the values under ``key`` but remember their shapes."""
         leaves, spec, device = self._trees[key]
         self._trees[key] = ([self._forget(leaf) for leaf in leaves], spec, device)
+        self._offered.pop(key, None)
 
     def close(self) -> None:
         """Delete everything, files included."""
@@ -149,6 +157,9 @@ class FeatureStore:
             self.in_memory += size
             return self._slabs.place(copied) if 0 < size < SMALL else copied
         return self._write(copied)
+
+    def _note_most(self) -> None:
+        self.most = max(self.most, self.in_memory + self.on_disk - sum(self._offered.values()))
 
     def _new_file(self) -> Path:
         if self._folder is None:
@@ -181,7 +192,8 @@ class FeatureStore:
 
     def _forget(self, leaf: Any) -> Any:
         if isinstance(leaf, _OnDisk):
-            leaf.path.unlink(missing_ok=True)
+            self.on_disk -= leaf.path.stat().st_size
+            leaf.path.unlink()
             return _hollow(leaf)
         if isinstance(leaf, Tensor) and leaf.untyped_storage().nbytes() > leaf.element_size():
             self.in_memory -= _bytes(leaf)

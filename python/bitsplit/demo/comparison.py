@@ -13,13 +13,13 @@ from torch import Tensor
 from bitsplit.api import quantize
 from bitsplit.demo.assets import load_calibration_images, load_test_images, trained_network
 from bitsplit.demo.chart import draw_chart, require_matplotlib
-from bitsplit.demo.results import METHODS, Result, Widths
+from bitsplit.demo.results import METHODS, Result, Widths, chain_of
 from bitsplit.demo.table import print_table
 from bitsplit.evaluation import evaluate, predict
 from bitsplit.models.cifar import CifarResNet
 from bitsplit.report import summary
 
-WEIGHTS_ONLY = tuple(Widths(bits) for bits in range(8, 1, -1))
+WEIGHTS_ONLY = tuple(Widths(bits) for bits in (8, 6, 4, 3, 2))
 WITH_ACTIVATIONS = (Widths(8, 8), Widths(4, 8), Widths(4, 4), Widths(3, 3))
 
 
@@ -43,7 +43,7 @@ def run(
     test = load_test_images().tensors()
     results = [_float_result(model, test)]
     classes = predict(model, test)
-    cases = [(bits, name) for bits in widths for name in METHODS if not _is_repetition(name, bits)]
+    cases = [(bits, name) for bits in widths for name in METHODS if chain_of(name, bits) is not None]
     for bits, name in track(cases, "demo", console=console, disable=not console.is_terminal, transient=True):
         results.append(_measure(model, images, test, classes, name, bits))
     print_table(results, console)
@@ -51,11 +51,6 @@ def run(
         draw_chart(results, chart)
         console.print(f"chart: {os.fspath(chart)}")
     return results
-
-
-def _is_repetition(method: str, widths: Widths) -> bool:
-    """KL chooses ranges of activations; its weights are those of minmax."""
-    return method == "kl" and widths.activations is None
 
 
 def _float_result(model: CifarResNet, test: tuple[Tensor, Tensor]) -> Result:
@@ -71,9 +66,8 @@ def _measure(
     widths: Widths,
 ) -> Result:
     started = time.perf_counter()
-    quantized = quantize(
-        model, images, METHODS[method], weights=widths.weights, activations=widths.activations
-    )
+    chain = chain_of(method, widths)
+    quantized = quantize(model, images, chain, weights=widths.weights, activations=widths.activations)
     seconds = time.perf_counter() - started
     found = predict(quantized, test)
     return Result(

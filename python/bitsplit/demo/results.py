@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from bitsplit.methods import MinMax
+from bitsplit.methods import BitSplit, Brecq, MinMax, QDrop
+
+LEARNED_BITS = 4  # with more there is nothing left to gain
 
 
 @dataclass(frozen=True)
@@ -41,13 +43,21 @@ class Result:
     seconds: float
 
 
-METHODS: dict[str, Any] = {
-    "minmax": "minmax",
-    "mse": "mse",
-    "kl": MinMax(activations="kl"),
-    "bitsplit": "bitsplit",
-}
-"""What ``quantize`` gets for each method, in the order of table and chart."""
+METHODS = ("minmax", "mse", "kl", "bitsplit", "learned")
+"""In the order of table and chart; ``learned`` is block reconstruction after the closed form."""
+
+
+def chain_of(method: str, widths: Widths) -> Any:
+    """What ``quantize`` gets for one of ``METHODS``; None where it is not tried."""
+    if method == "kl":  # it chooses ranges of activations; its weights are those of minmax
+        return None if widths.activations is None else MinMax(activations="kl")
+    if method != "learned":
+        return method
+    if widths.weights > LEARNED_BITS:
+        return None
+    options = {"iterations": 100, "rate": 1e-2, "scale_rate": 1e-3, "bias_rate": 1e-3}
+    blocks = Brecq(**options) if widths.activations is None else QDrop(**options, step_rate=4e-4)
+    return BitSplit(levels="affine"), blocks
 
 
 def methods_of(results: Sequence[Result]) -> list[str]:

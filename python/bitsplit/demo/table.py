@@ -44,5 +44,5 @@ def print_table(results: Sequence[Result], console: Console) -> None:
 
 
 def _cell(result: Result, best: float) -> str:
-    text = f"{result.accuracy:.2f}/{result.same_class:.1f} {result.seconds:2.0f}s"
+    text = f"{result.accuracy:.2f}/{result.same_class:.0f} {result.seconds:2.0f}s"
     return f"[bold]{text}[/bold]" if result.accuracy == best else text

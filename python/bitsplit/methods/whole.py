@@ -39,7 +39,7 @@ from bitsplit.ops.rounding import rounding_schedule
 from bitsplit.ops.threads import one_thread
 from bitsplit.quantizers import refresh_weight
 
-LEAN = 0.9  # of a rounding variable towards the code that was chosen before
+LEAN = 0.99  # of a rounding variable towards the code that was chosen before
 
 
 @register
@@ -60,7 +60,7 @@ class Global(Method):
     bias_rate: float = Field(1e-3, ge=0)
     step_rate: float = Field(4e-4, ge=0)
     rate: float = Field(0.0, ge=0)
-    regularizer: float = Field(1e-6, ge=0)
+    regularizer: float = Field(1e-4, ge=0)
     units: float = Field(1.0, ge=0)
     precision: Precision = "auto"
 

@@ -109,7 +109,11 @@ class Summary:
         if self.report is None:
             return line
         uncovered = [f"not covered: {p.name} ({p.what}): {p.reason}" for p in self.report.plan.uncovered]
-        return escape("\n".join([f"{line}; {self.report.seconds:.1f} s", *uncovered]))
+        line += f"; {self.report.seconds:.1f} s"
+        if features := self.report.features:
+            used, forecast = (features[name] / 2**20 for name in ("used", "forecast"))
+            line += f"; features {used:.1f} MiB, forecast {forecast:.1f} MiB"
+        return escape("\n".join([line, *uncovered]))
 
     def __str__(self) -> str:
         console = Console(width=120, color_system=None)

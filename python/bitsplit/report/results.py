@@ -67,6 +67,7 @@ class QuantizationReport(Document):
         layers: the fitted layers in execution order.
         pieces: what has been learned, in execution order.
         seconds: time of the whole run, preparation included.
+        features: bytes of feature maps kept at the worst moment: forecast, and used.
         data: what identifies the calibration data (kind, number of images, hash, list of files, ...).
         versions: of bitsplit, torch and NumPy at the time.
     """
@@ -75,6 +76,7 @@ class QuantizationReport(Document):
     layers: tuple[LayerResult, ...]
     pieces: tuple[PieceResult, ...] = ()
     seconds: float = Field(ge=0)
+    features: dict[str, int] = Field(default_factory=dict)
     data: dict[str, Any] = Field(default_factory=dict)
     versions: dict[str, str] = Field(default_factory=versions)
 
