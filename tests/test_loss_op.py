@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from bitsplit.ops.loss import reconstruction_loss
+from bitsplit.ops.loss import class_divergence, reconstruction_loss
 
 OP = torch.ops.bitsplit.reconstruction_loss
 DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
@@ -192,6 +192,21 @@ def test_opcheck(device, name):
     output, target = (layouts(torch.randn(2, 3, 4, 5).to(device))[name] for _ in range(2))
     torch.library.opcheck(OP, (output, target, None, 2.0, 0.5))
     torch.library.opcheck(OP, (output, target, target.abs(), 2.4, 0.5))
+
+
+class TestClassDivergence:
+    def test_by_hand(self):
+        """Probabilities 1/2, 1/2 against 1/4, 3/4: ln 2 / 2 + ln(2 / 3) / 2; twice that for two rows."""
+        wanted, got = torch.tensor([[0.0, 0.0]]), torch.tensor([[0.0, math.log(3)]])
+        expected = 0.5 * math.log(2) + 0.5 * math.log(2 / 3)
+        assert class_divergence(got, wanted).item() == pytest.approx(expected, abs=1e-6)
+        assert class_divergence(got.repeat(2, 1), wanted.repeat(2, 1)).item() == pytest.approx(2 * expected)
+        assert class_divergence(wanted + 5, wanted).item() == pytest.approx(0, abs=1e-6)
+
+    def test_its_gradient_is_the_difference_of_probabilities(self):
+        got, wanted = torch.randn(4, 3, requires_grad=True), torch.randn(4, 3)
+        class_divergence(got, wanted).backward()
+        torch.testing.assert_close(got.grad, (got.softmax(1) - wanted.softmax(1)).detach())
 
 
 def ones(*shape: int) -> Tensor:

@@ -46,7 +46,7 @@ def test_integers_move_to_a_neighbour_at_most(model, images):
     """Scales stay here, so that levels can be compared; the neighbour lies towards the float weight."""
     options = {"weights": 2, "batch_size": 16}
     before = bitsplit.codes(bitsplit.quantize(model, images, "mse", **options))
-    method = bitsplit.Global(epochs=20, rate=0.05, scale_rate=0)
+    method = bitsplit.Global(epochs=60, rate=0.05, scale_rate=0)
     learned = bitsplit.quantize(model, images, ["mse", method], **options)
     changed = 0
     for name, found in bitsplit.codes(learned).items():

@@ -29,6 +29,11 @@ def checked_device(name: torch.device | str) -> torch.device:
     return device
 
 
+def room_on_card(device: torch.device) -> int:
+    """Bytes of a card's memory that features may take: half of what is free.  0 where there is no card."""
+    return torch.cuda.mem_get_info(device)[0] // 2 if device.type == "cuda" else 0
+
+
 def fresh(batch: Any) -> Any:
     """A copy of ``batch``, whose tensors and arrays a model may change in place."""
     return pytree.tree_map_only((Tensor, np.ndarray), _copied, batch)

@@ -17,6 +17,8 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from bitsplit.device import room_on_card
+
 SMALL = 1 << 20  # bytes
 
 
@@ -59,13 +61,14 @@ class _Slabs:
 class FeatureStore:
     """Keeps trees of tensors under keys, in host memory up to ``budget`` bytes, beyond that in files.
 
-    ``reserved`` bytes of the budget are not for what is merely offered.  ``most``: bytes, in memory and on
-    disk, that were kept at the same time, without what was offered.
+    ``reserved`` bytes of the budget are not for what is merely offered.  ``most``: bytes, on the card,
+    in memory and on disk, that were kept at the same time, without what was offered.
     """
 
     def __init__(self, budget: int, folder: Path | None = None) -> None:
         self.budget = budget
         self.reserved = 0
+        self.on_card = 0
         self.in_memory = 0
         self.on_disk = 0
         self.most = 0
@@ -78,14 +81,18 @@ class FeatureStore:
         self._blanks: dict[tuple[torch.dtype, torch.device], Tensor] = {}
         self._tables: dict[int, Path | None] = {}
 
-    def allocate(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-        """An uninitialised tensor within the budget, or one whose memory is a file."""
+    def allocate(self, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+        """An uninitialised tensor: on the card ``device``, within the budget, or in a file."""
         size = math.prod(shape) * dtype.itemsize
-        path = None if self.in_memory + size <= self.budget else self._new_file()
-        if path is None:
+        path: Path | None = None
+        if size <= room_on_card(device):
+            table = torch.empty(shape, dtype=dtype, device=device)
+            self.on_card += size
+        elif self.in_memory + size <= self.budget:
             table = torch.empty(shape, dtype=dtype)
             self.in_memory += size
         else:
+            path = self._new_file()
             table = torch.from_file(str(path), shared=True, size=math.prod(shape), dtype=dtype).view(shape)
             self.on_disk += size
         self._tables[table.data_ptr()] = path
@@ -95,7 +102,9 @@ class FeatureStore:
     def free(self, table: Tensor) -> None:
         """Give back what ``allocate`` gave; it must not be used any more."""
         path = self._tables.pop(table.data_ptr())
-        if path is None:
+        if table.is_cuda:
+            self.on_card -= _bytes(table)
+        elif path is None:
             self.in_memory -= _bytes(table)
         else:
             self.on_disk -= _bytes(table)
@@ -159,7 +168,7 @@ class FeatureStore:
         return self._write(copied)
 
     def _note_most(self) -> None:
-        self.most = max(self.most, self.in_memory + self.on_disk - sum(self._offered.values()))
+        self.most = max(self.most, self.on_card + self.in_memory + self.on_disk - sum(self._offered.values()))
 
     def _new_file(self) -> Path:
         if self._folder is None:

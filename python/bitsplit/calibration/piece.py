@@ -8,7 +8,6 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
@@ -17,6 +16,7 @@ from bitsplit.calibration.replay import Replay
 from bitsplit.calibration.rows import RowTable
 from bitsplit.errors import CalibrationError
 from bitsplit.methods.base import Method, Sample
+from bitsplit.ops.loss import class_divergence
 from bitsplit.quantizers import ActivationQuantizer
 from bitsplit.report.results import PieceResult
 
@@ -138,7 +138,7 @@ class EnginePiece:
                 f"{self.name}: loss='fisher' needs a network that gives class scores [images, classes]; "
                 "use loss='mse'"
             )
-        divergence = F.kl_div(got.log_softmax(1), wanted.softmax(1), reduction="sum")
+        divergence = class_divergence(got, wanted)
         gradients = torch.autograd.grad(divergence, outputs, allow_unused=True, materialize_grads=True)
         return [gradient.square() for gradient in gradients]
 

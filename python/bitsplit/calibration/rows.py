@@ -1,7 +1,8 @@
 """What a piece of the network read and gave for every calibration image, to be drawn row by row.
 
 A *row* is one image's share of the arguments and of the output, cut along the first axis.  Rows of equal
-shapes lie in one table, in memory or, beyond the budget, in a file; what comes back is the same bit for bit.
+shapes lie in one table: on the card where the model is, in memory or, beyond the budget, in a file.  What
+comes back is the same bit for bit.
 """
 
 from __future__ import annotations
@@ -35,14 +36,14 @@ class _Column:
     def gather(self, rows: Tensor) -> Tensor:
         """The rows, in a buffer that the next call uses again."""
         if self.buffer is None or len(self.buffer) != len(rows):
-            self.buffer = torch.empty(len(rows), self.table.shape[1], dtype=self.table.dtype)
-        torch.index_select(self.table, 0, rows, out=self.buffer)
+            self.buffer = self.table.new_empty(len(rows), self.table.shape[1])
+        torch.index_select(self.table, 0, rows.to(self.table.device), out=self.buffer)
         return self.buffer.as_strided((len(rows), *self.shape), (self.table.shape[1], *self.stride))
 
 
 def _in_memory_order(values: Tensor, stride: tuple[int, ...]) -> Tensor:
     """``values`` as [rows, elements], each row in the order that ``stride`` has in memory."""
-    rows = torch.empty_strided(values.shape, (values[0].numel(), *stride), dtype=values.dtype)
+    rows = values.new_empty_strided(values.shape, (values[0].numel(), *stride))
     return rows.copy_(values).as_strided((len(values), values[0].numel()), (values[0].numel(), 1))
 
 
@@ -163,7 +164,7 @@ class RowTable:
 
     def _column(self, values: Tensor, capacity: int) -> _Column:
         row = _dense(values)[0]
-        table = self._store.allocate((capacity, row.numel()), values.dtype)
+        table = self._store.allocate((capacity, row.numel()), values.dtype, self._device)
         return _Column(table, tuple(row.shape), tuple(row.stride()))
 
 

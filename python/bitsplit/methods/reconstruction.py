@@ -15,7 +15,6 @@ import torch
 from pydantic import BeforeValidator, Field, SerializeAsAny
 from torch import Tensor
 
-from bitsplit.device import device_of
 from bitsplit.methods.base import (
     ActivationMethod,
     LayerTask,
@@ -191,7 +190,7 @@ class Reconstruction(Method):
         parameters = [parameter for some in variables for parameter in some.parameters]
         if not parameters:
             return
-        device = device_of(piece.module)
+        device = parameters[0].device
         with one_thread(), torch.enable_grad(), learning(piece.module, parameters):
             for iteration in piece.iterations(iterations):
                 sample = samples.draw(self.batch, generator)

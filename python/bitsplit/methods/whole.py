@@ -14,12 +14,10 @@ from contextlib import ExitStack
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from bitsplit.device import device_of
 from bitsplit.methods.base import LayerTask, Method, Run
 from bitsplit.methods.learning import (
     Adam,
@@ -34,6 +32,7 @@ from bitsplit.methods.learning import (
 )
 from bitsplit.methods.registry import register
 from bitsplit.methods.soft_rounding import SoftRounding
+from bitsplit.ops.loss import class_divergence
 from bitsplit.ops.precision import Precision, computing_in
 from bitsplit.ops.rounding import rounding_schedule
 from bitsplit.ops.threads import one_thread
@@ -112,7 +111,7 @@ class Global(Method):
         outputs.clear()
         with torch.no_grad():
             wanted = run.forward(run.teacher, batch)
-        with computing_in(precision, device_of(run.student)):
+        with computing_in(precision, next(run.student.parameters()).device):
             got = run.forward(run.student, batch)
         distance = divergence(got, wanted)
         if torch.is_grad_enabled() and not distance.requires_grad:
@@ -123,7 +122,7 @@ class Global(Method):
 def divergence(got: Any, wanted: Any) -> Tensor:
     """Of class probabilities where the network gives class scores, else the relative error of its output."""
     if isinstance(got, Tensor) and got.dim() == 2 and got.shape[1] > 1:
-        return F.kl_div(got.float().log_softmax(1), wanted.softmax(1), reduction="batchmean")
+        return class_divergence(got, wanted) / len(got)
     pairs = zip(pytree.tree_leaves(got), pytree.tree_leaves(wanted), strict=True)
     errors = [
         relative(a, b)

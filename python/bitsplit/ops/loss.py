@@ -1,10 +1,11 @@
-"""The loss of reconstructing a target, with its gradient, in one pass over memory."""
+"""The loss of reconstructing a target, with its gradient, in one pass; and the divergence of class scores."""
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -43,6 +44,18 @@ def reconstruction_loss(
     Loss(loss=tensor(2.5000, dtype=torch.float64), grad=tensor([ 0., -2.,  1.]))
     """
     return Loss(*torch.ops.bitsplit.reconstruction_loss(output, target, weight, p, scale))
+
+
+def class_divergence(got: Tensor, wanted: Tensor) -> Tensor:
+    """Kullback-Leibler divergence of class probabilities from those of ``wanted``, summed over all rows.
+
+    Args:
+        got, wanted: class scores [rows, classes].
+
+    Returns:
+        float32 [], differentiable in ``got``.
+    """
+    return F.kl_div(got.float().log_softmax(1), wanted.float().softmax(1), reduction="sum")
 
 
 @torch.library.register_fake("bitsplit::reconstruction_loss")
