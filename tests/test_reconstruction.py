@@ -78,6 +78,12 @@ def test_any_memory_and_number_of_threads_give_the_same_bits(model, images, name
     assert same(results[0], results[2])
 
 
+def test_what_was_remembered_before_learning_is_not_read_afterwards(model, images):
+    chain = [METHODS["brecq with scales"], METHODS["brecq fisher"], METHODS["brecq by stages"]]
+    results = [bitsplit.quantize(model, images, chain, weights=3, memory=memory) for memory in (None, 0)]
+    assert same(*results)
+
+
 def test_the_seed_decides(model, images):
     results = [
         bitsplit.quantize(model, images, METHODS["qdrop"], weights=3, activations=4, seed=seed)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 from bitsplit.calibration.checkpoint import Checkpoint
 from bitsplit.calibration.features import FeatureStore
 from bitsplit.calibration.forecast import feature_bytes, forecast, free_memory, row_bytes
+from bitsplit.calibration.learner import Learner
 from bitsplit.calibration.piece import EnginePiece, learn
 from bitsplit.calibration.progress import Progress
 from bitsplit.calibration.replay import Replay, UnitCall
@@ -24,10 +24,9 @@ from bitsplit.calibration.task import EngineLayerTask
 from bitsplit.data import Batches
 from bitsplit.device import fresh, to_device
 from bitsplit.errors import CalibrationError, RecipeError
-from bitsplit.methods.base import Granularity, Method
+from bitsplit.methods.base import Method
 from bitsplit.methods.statistics import InputSample
 from bitsplit.network import Network
-from bitsplit.network.joined import joined_units
 from bitsplit.plan import Plan
 from bitsplit.quantizers import prepare
 from bitsplit.report.results import LayerResult, PieceResult, QuantizationReport
@@ -60,8 +59,8 @@ class Engine:
         self.store = FeatureStore(memory, scratch)
         self.teacher = teacher
         self.student = network.model
-        self._stages = joined_units(network) if self._learns("stage") else []
-        self.schedule = unit_schedule(network, self._stages)
+        self._learner = Learner(self)
+        self.schedule = unit_schedule(network, self._learner.stages)
         inside = self.schedule.inside
         self.teacher_replay = Replay(teacher, forward, self.store, "float", inside)
         self.student_replay = Replay(network.model, forward, self.store, "quantized", inside)
@@ -155,11 +154,11 @@ class Engine:
             self.teacher_replay.start(call, layers)
             self.student_replay.start(call)
             seconds = {name: self._fit(name) for name in layers}
-            self._learn_units(call, units)
+            self._learner.learn_units(call, units)
             errors = self._advance(layers)
             self._note_results(seconds, errors)
             self._retire(schedule.dead_after(position))
-        self._learn("net", [""], 1, list(self.network.layers))
+        self._learner.learn_network()
 
     def _fit(self, name: str) -> float:
         """Fit one layer, or bring it back from the checkpoint; the seconds it took."""
@@ -168,11 +167,11 @@ class Engine:
         layer_plan = self.plan.layer(name)
         if layer_plan.weights is not None or layer_plan.activations is not None:
             task = EngineLayerTask(self, self.network.layers[name])
-            self._once(name, {name: task.module}, lambda: self._fit_with_methods(task))
+            self.once(name, {name: task.module}, lambda: self._fit_with_methods(task))
         self.student_replay.settle(name)
         return time.perf_counter() - started
 
-    def _once(self, key: str, layers: dict[str, nn.Module], work: Callable[[], list[PieceResult]]) -> None:
+    def once(self, key: str, layers: dict[str, nn.Module], work: Callable[[], list[PieceResult]]) -> None:
         """Do ``work``, which changes ``layers``, or bring back what came of it from the checkpoint."""
         saved = None if self.checkpoint is None else self.checkpoint.restore(key, layers)
         pieces = work() if saved is None else [PieceResult(**facts) for facts in saved["pieces"]]
@@ -197,45 +196,6 @@ class Engine:
                 chain = ", ".join(method.name for method in self.methods)
                 raise RecipeError(f"{task.name}: no method of the chain ({chain}) fits its {what} quantizer")
         return pieces
-
-    def _learns(self, granularity: Granularity) -> bool:
-        return any(method.granularity == granularity for method in self.methods)
-
-    def _learn_units(self, call: UnitCall, names: set[str]) -> None:
-        """Learn the units ``names``, whose layers have been fitted, and the stages that end with them."""
-        for unit in self.network.units:
-            if unit.name in names and self._learn("block", [unit.name], unit.calls, unit.layers):
-                self.student_replay.start(call)  # its layers have changed
-        for stage in self._stages:
-            if stage[-1].name in names:
-                layers = [layer for unit in stage for layer in unit.layers]
-                self._learn("stage", [unit.name for unit in stage], stage[0].calls, layers)
-                self._record_again([(unit.name, 0) for unit in stage[:-1]])
-                self.student_replay.start(call)
-
-    def _learn(
-        self, granularity: Granularity, parts: Sequence[str], calls: int, layers: Sequence[str]
-    ) -> bool:
-        """Let the methods of that granularity learn a piece; whether there were any."""
-        if not self._learns(granularity):
-            return False
-        tasks = [EngineLayerTask(self, self.network.layers[name]) for name in layers]
-        piece = EnginePiece(self, parts, calls, tasks)
-        modules = {task.name: task.module for task in tasks}
-        for number, method in enumerate(self.methods):
-            if method.granularity == granularity:
-                self._once(f"{piece.name} learned {number}", modules, partial(learn, method, piece))
-        return True
-
-    def _record_again(self, calls: Sequence[UnitCall]) -> None:
-        """Keep what finished calls of the student give now."""
-        self.student_replay.forget(calls, len(self.data))
-        for call in calls:
-            self.student_replay.start(call)
-            with self.student_replay.recording():
-                for index, batch in enumerate(self.batches()):
-                    self.student_replay.record(index, batch)
-            self.student_replay.finish()
 
     def _advance(self, layers: tuple[str, ...]) -> ResponseErrors:
         """Keep the outputs of the unit call at work, of both models, for all batches; compare its layers."""
