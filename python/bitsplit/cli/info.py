@@ -13,6 +13,7 @@ from bitsplit._build_info import build_info
 from bitsplit.artifact import Manifest, read_manifest
 from bitsplit.cli import options
 from bitsplit.methods import registry
+from bitsplit.ops.precision import chosen_precision
 from bitsplit.policies import PolicyName
 from bitsplit.report import versions
 
@@ -37,6 +38,7 @@ def _installation() -> dict[str, str]:
         **versions(),
         **build,
         "cards": ", ".join(cards) or "none",
+        "learning on the processor computes in": chosen_precision("auto", torch.device("cpu")),
         "methods": ", ".join(registry.names()),
         "activation methods": ", ".join(registry.activation_names()),
         "policies": ", ".join(get_args(PolicyName)),
