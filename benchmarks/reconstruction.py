@@ -53,8 +53,8 @@ CASES = [
     Case("ResNet-20, 16 x 32 x 32", 16, 32, 60),
     Case("ResNet-20, 32 x 16 x 16", 32, 16, 60),
     Case("ResNet-20, 64 x 8 x 8", 64, 8, 60),
-    Case("ResNet-18, 64 x 56 x 56", 64, 56, 4),
-    Case("ResNet-18, 512 x 7 x 7", 512, 7, 4),
+    Case("ResNet-18, 64 x 56 x 56", 64, 56, 16),
+    Case("ResNet-18, 512 x 7 x 7", 512, 7, 16),
 ]
 
 
