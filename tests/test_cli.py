@@ -1,6 +1,9 @@
 """The command line: words, results, and mistakes that end in one line and status 2."""
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -111,6 +114,14 @@ def test_a_recipe_file_says_everything(folder: Path, run: Callable[..., str]) ->
     plans = [run("plan", *NET, "--recipe", f"recipe.{kind}", "--yaml") for kind in ("yaml", "json")]
     assert plans[0] == plans[1]
     assert Plan.from_yaml(plans[0]).recipe == Recipe.from_yaml("recipe.yaml")
+
+
+def test_the_package_runs_as_a_program(monkeypatch: pytest.MonkeyPatch, run: Callable[..., str]) -> None:
+    expected = run("info")
+    program = [sys.executable, "-m", "bitsplit", "info"]
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
+    shown = subprocess.run(program, capture_output=True, text=True, check=True).stdout
+    assert shown.split() == expected.split()
 
 
 def test_info_without_a_file(run: Callable[..., str]) -> None:

@@ -37,6 +37,7 @@ from bitsplit.methods.learning import (
 from bitsplit.methods.mse import Mse
 from bitsplit.methods.soft_rounding import SoftRounding
 from bitsplit.network.layers import LayerKind
+from bitsplit.ops.heap import kept_memory
 from bitsplit.ops.loss import reconstruction_loss
 from bitsplit.ops.precision import Precision, computing_in
 from bitsplit.ops.rounding import rounding_schedule
@@ -191,7 +192,7 @@ class Reconstruction(Method):
         if not parameters:
             return
         device = parameters[0].device
-        with one_thread(), torch.enable_grad(), learning(piece.module, parameters):
+        with one_thread(), kept_memory(), torch.enable_grad(), learning(piece.module, parameters):
             for iteration in piece.iterations(iterations):
                 sample = samples.draw(self.batch, generator)
                 with computing_in(self.precision, device):

@@ -32,6 +32,7 @@ from bitsplit.methods.learning import (
 )
 from bitsplit.methods.registry import register
 from bitsplit.methods.soft_rounding import SoftRounding
+from bitsplit.ops.heap import kept_memory
 from bitsplit.ops.loss import class_divergence
 from bitsplit.ops.precision import Precision, computing_in
 from bitsplit.ops.rounding import rounding_schedule
@@ -90,7 +91,13 @@ class Global(Method):
 
     def _learn(self, run: Run, variables: Sequence[Variables], iterations: int) -> None:
         parameters = [parameter for some in variables for parameter in some.parameters]
-        with one_thread(), torch.enable_grad(), learning(run.student, parameters), _Outputs(run) as outputs:
+        with (
+            one_thread(),
+            kept_memory(),
+            torch.enable_grad(),
+            learning(run.student, parameters),
+            _Outputs(run) as outputs,
+        ):
             for iteration in run.iterations(self.name, iterations):
                 if iteration % run.batch_count == 0:
                     batches = run.batches()

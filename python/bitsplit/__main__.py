@@ -1,0 +1,5 @@
+"""``python -m bitsplit``: the command line."""
+
+from bitsplit.cli import main
+
+main()
