@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from bitsplit.methods import BitSplit, Brecq, MinMax, QDrop
+from bitsplit.methods import BitSplit, Brecq, MinMax
 
-LEARNED_BITS = 4  # with more there is nothing left to gain
+LEARNED_BITS = 4  # with more there is nothing left to gain; with activations it takes too long here
 
 
 @dataclass(frozen=True)
@@ -53,10 +53,9 @@ def chain_of(method: str, widths: Widths) -> Any:
         return None if widths.activations is None else MinMax(activations="kl")
     if method != "learned":
         return method
-    if widths.weights > LEARNED_BITS:
+    if widths.weights > LEARNED_BITS or widths.activations is not None:
         return None
-    options = {"iterations": 100, "rate": 1e-2, "scale_rate": 1e-3, "bias_rate": 1e-3}
-    blocks = Brecq(**options) if widths.activations is None else QDrop(**options, step_rate=4e-4)
+    blocks = Brecq(iterations=100, rate=1e-2, scale_rate=1e-3, bias_rate=1e-3)
     return BitSplit(levels="affine"), blocks
 
 
