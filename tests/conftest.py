@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from residual_net import Residual
+from torch import Tensor, nn
 
 from bitsplit.models.cifar import CifarResNet
 from bitsplit.models.load import load_model
@@ -53,6 +55,18 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     if os.environ.get("BITSPLIT_REQUIRE_CUDA") == "1":
         pytest.fail("BITSPLIT_REQUIRE_CUDA=1, but torch sees no CUDA device", pytrace=False)
     pytest.skip("needs a CUDA device")
+
+
+@pytest.fixture
+def model() -> nn.Module:
+    """A network that is learned in a moment, where a file has no other."""
+    return Residual().eval()
+
+
+@pytest.fixture
+def images() -> Tensor:
+    """Some for ``model``."""
+    return torch.randn(40, 3, 8, 8)
 
 
 @pytest.fixture(autouse=True)

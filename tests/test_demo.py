@@ -72,13 +72,13 @@ def test_the_demo_runs_and_shows_what_it_found(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(comparison, "load_calibration_images", lambda: Part(load_calibration_images(), 100))
     monkeypatch.setattr(comparison, "load_test_images", lambda: Part(load_test_images(), 500))
     console = recorder()
-    results = run(tmp_path / "demo.png", widths=[Widths(3), Widths(6, 6)], console=console)
+    results = run(tmp_path / "demo.png", widths=[Widths(3), Widths(4, 4)], console=console)
 
     named = {(result.method, str(result.widths)): result for result in results}
     assert list(named) == [
         ("float", "None"),
         *((method, "W3") for method in ("minmax", "mse", "bitsplit", "learned")),
-        *((method, "W6A6") for method in ("minmax", "mse", "kl", "bitsplit")),
+        *((method, "W4A4") for method in ("minmax", "mse", "kl", "bitsplit")),
     ]
     best, plain = named["bitsplit", "W3"], named["minmax", "W3"]
     original = named["float", "None"]

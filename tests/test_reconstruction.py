@@ -29,16 +29,6 @@ PIECES = {
 }
 
 
-@pytest.fixture
-def model() -> nn.Module:
-    return Residual().eval()
-
-
-@pytest.fixture
-def images() -> Tensor:
-    return torch.randn(40, 3, 8, 8)
-
-
 @pytest.mark.parametrize("activations", [None, 4])
 @pytest.mark.parametrize("name", METHODS)
 def test_learning_lowers_the_error_of_its_pieces(model, images, name, activations):
@@ -179,9 +169,10 @@ class TestUnusualPieces:
 
     def test_images_of_different_sizes(self, model):
         sizes = [torch.randn(6, 3, 8, 8), torch.randn(6, 3, 12, 8), torch.randn(4, 3, 8, 8)]
-        learned = bitsplit.quantize(model, sizes, METHODS["qdrop"], weights=3, activations=4)
-        _, *blocks, _ = learned._bitsplit.pieces  # the ends have 8 bits and little to gain
-        assert all(piece.after < piece.before for piece in blocks)
+        # the ends have 8 bits and little to gain: in float32 they do on every processor
+        method = METHODS["qdrop"].model_copy(update={"precision": "fp32"})
+        learned = bitsplit.quantize(model, sizes, method, weights=3, activations=4)
+        assert all(piece.after < piece.before for piece in learned._bitsplit.pieces)
 
     def test_a_block_with_two_inputs(self, images):
         class Gate(nn.Module):

@@ -6,23 +6,13 @@ import numpy
 import pytest
 import torch
 from function_net import Net, layer
-from residual_net import METHODS, Block, Residual, same
+from residual_net import METHODS, Block, same
 from torch import Tensor, nn
 
 import bitsplit
 from bitsplit.errors import RecipeError
 from bitsplit.methods.learning import LearnedSteps
 from bitsplit.quantizers import ActivationQuantizer, Grid, fitted_state, set_fitted_state
-
-
-@pytest.fixture
-def model() -> nn.Module:
-    return Residual().eval()
-
-
-@pytest.fixture
-def images() -> Tensor:
-    return torch.randn(40, 3, 8, 8)
 
 
 @pytest.mark.parametrize("bias", [True, False])

@@ -14,9 +14,8 @@ from torch import Tensor, nn
 from bitsplit.calibration.checkpoint import Checkpoint
 from bitsplit.calibration.engine import Engine
 from bitsplit.calibration.fingerprint import run_fingerprint
-from bitsplit.calibration.forecast import free_memory
 from bitsplit.data import Batches, as_batches
-from bitsplit.device import checked_device, device_of, to_device
+from bitsplit.device import checked_device, device_of, free_memory, to_device
 from bitsplit.document import explain
 from bitsplit.errors import ModelError, RecipeError
 from bitsplit.inplace import adopt

@@ -1,7 +1,8 @@
-"""Where a model lies, and how data come to it."""
+"""Where a model lies, what is free there, and how data come to it."""
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import numpy as np
@@ -29,9 +30,18 @@ def checked_device(name: torch.device | str) -> torch.device:
     return device
 
 
-def room_on_card(device: torch.device) -> int:
-    """Bytes of a card's memory that features may take: half of what is free.  0 where there is no card."""
-    return torch.cuda.mem_get_info(device)[0] // 2 if device.type == "cuda" else 0
+def free_memory(device: torch.device | None = None) -> int:
+    """Bytes that can be used on a device; of host memory without swapping."""
+    if device is not None and device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    try:
+        with open("/proc/meminfo") as lines:
+            for line in lines:
+                if line.startswith("MemAvailable:"):
+                    return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
 
 
 def fresh(batch: Any) -> Any:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from bitsplit.calibration.checkpoint import Checkpoint
 from bitsplit.calibration.features import FeatureStore
-from bitsplit.calibration.forecast import feature_bytes, forecast, free_memory, row_bytes
+from bitsplit.calibration.forecast import feature_bytes, forecast, row_bytes
 from bitsplit.calibration.learner import Learner
 from bitsplit.calibration.piece import EnginePiece, learn
 from bitsplit.calibration.progress import Progress
@@ -22,7 +22,7 @@ from bitsplit.calibration.samples import collect_samples
 from bitsplit.calibration.schedule import unit_schedule
 from bitsplit.calibration.task import EngineLayerTask
 from bitsplit.data import Batches
-from bitsplit.device import fresh, to_device
+from bitsplit.device import free_memory, fresh, to_device
 from bitsplit.errors import CalibrationError, RecipeError
 from bitsplit.methods.base import Method
 from bitsplit.methods.statistics import InputSample

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from bitsplit.device import room_on_card
+from bitsplit.device import free_memory
 
 SMALL = 1 << 20  # bytes
 
@@ -82,10 +82,10 @@ class FeatureStore:
         self._tables: dict[int, Path | None] = {}
 
     def allocate(self, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-        """An uninitialised tensor: on the card ``device``, within the budget, or in a file."""
+        """An uninitialised tensor: in up to half of a card's free memory, in the budget, or in a file."""
         size = math.prod(shape) * dtype.itemsize
         path: Path | None = None
-        if size <= room_on_card(device):
+        if device.type == "cuda" and size <= free_memory(device) // 2:
             table = torch.empty(shape, dtype=dtype, device=device)
             self.on_card += size
         elif self.in_memory + size <= self.budget:

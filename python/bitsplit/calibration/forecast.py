@@ -1,12 +1,9 @@
-"""How much memory a default run may use for features, and what a run will need."""
+"""What a run will need: features in memory and on disk, and its largest layer."""
 
 from __future__ import annotations
 
 import math
-import os
 from dataclasses import dataclass
-
-import torch
 
 from bitsplit.calibration.schedule import Schedule
 from bitsplit.data import Batches
@@ -14,20 +11,6 @@ from bitsplit.errors import CalibrationError
 from bitsplit.methods.base import Method
 from bitsplit.network import Network
 from bitsplit.plan import Plan
-
-
-def free_memory(device: torch.device | None = None) -> int:
-    """Bytes that can be used on a device; of host memory without swapping."""
-    if device is not None and device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    try:
-        with open("/proc/meminfo") as lines:
-            for line in lines:
-                if line.startswith("MemAvailable:"):
-                    return int(line.split()[1]) * 1024
-    except OSError:
-        pass
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
 
 
 @dataclass(frozen=True)

@@ -73,17 +73,52 @@ def log_scale_gradient(quantizer: WeightQuantizer, weight: nn.Parameter) -> Tens
 
 
 class Adam:
-    """Adam whose learning rate falls from ``rate`` to 0 along half a cosine; also on nothing at all."""
+    """Adam, also on nothing at all.
 
-    def __init__(self, variables: Sequence[Tensor], rate: float, iterations: int) -> None:
+    iterations: in which the learning rate falls from ``rate`` to 0 along half a cosine; None: it stays.
+    """
+
+    def __init__(self, variables: Sequence[Tensor], rate: float, iterations: int | None) -> None:
         self._optimizer = torch.optim.Adam(variables or [torch.zeros(1)], lr=rate)
-        self._rates = torch.optim.lr_scheduler.CosineAnnealingLR(self._optimizer, max(1, iterations))
+        self._rates = (
+            None
+            if iterations is None
+            else torch.optim.lr_scheduler.CosineAnnealingLR(self._optimizer, max(1, iterations))
+        )
 
     def step(self) -> None:
         """Use the gradients and forget them."""
         self._optimizer.step()
         self._optimizer.zero_grad()
-        self._rates.step()
+        if self._rates is not None:
+            self._rates.step()
+
+
+class LearnedScales:
+    """Adam on the logarithms of weight scales, from the gradients of the weights.
+
+    scales: quantizer, weight, and the scale of every channel, which changes in place: whoever writes the
+    weight next does so with the new one.  rate, iterations: as for ``Adam``.
+    """
+
+    def __init__(
+        self,
+        scales: Sequence[tuple[WeightQuantizer, nn.Parameter, Tensor]],
+        rate: float,
+        iterations: int | None = None,
+    ) -> None:
+        self._scales = scales
+        self._logarithms = [nn.Parameter(scale.log()) for _, _, scale in scales]
+        self._adam = Adam(self._logarithms, rate, iterations)
+
+    @torch.no_grad()
+    def step(self) -> None:
+        """Learn from the gradients of the weights, which stay."""
+        for (quantizer, weight, scale), logarithm in zip(self._scales, self._logarithms, strict=True):
+            logarithm.grad = log_scale_gradient(quantizer, weight).to(scale.dtype)
+        self._adam.step()
+        for (_, _, scale), logarithm in zip(self._scales, self._logarithms, strict=True):
+            scale.copy_(logarithm.exp())
 
 
 class LearnedBiases:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from bitsplit.methods.base import LayerTask
-from bitsplit.methods.learning import gradient_of, log_scale_gradient
+from bitsplit.methods.learning import LearnedScales, gradient_of
 from bitsplit.ops.rounding import inverse_soft_bit, rounding_step, soft_bit
 from bitsplit.quantizers import set_weight
 
@@ -30,7 +30,8 @@ class SoftRounding:
 
     def __init__(self, layers: Sequence[LayerTask], schedule: Tensor, lean: float, scale_rate: float) -> None:
         self._layers = [_LayerRounding(layer, lean) for layer in layers]
-        self._scales = LearnedScales(self._layers, scale_rate) if layers and scale_rate > 0 else None
+        learned = self._layers if scale_rate > 0 else []
+        self._scales = LearnedScales([(x.quantizer, x.weight, x.scale) for x in learned], scale_rate)
         self._schedule = schedule.to(self._layers[0].weight.device) if layers else schedule
 
     @property
@@ -39,8 +40,7 @@ class SoftRounding:
 
     def step(self, iteration: int) -> None:
         """Learn from the gradients of the weights, and forget them."""
-        if self._scales is not None:
-            self._scales.step()
+        self._scales.step()
         parts = [part for layer in self._layers for part in layer.parts()]
         if parts:
             rounding_step(*map(list, zip(*parts, strict=True)), self._schedule[iteration])
@@ -104,21 +104,3 @@ class _LayerRounding:
         level = self._base + (soft_bit(self.v) >= 0.5)
         quantizer = self.quantizer
         set_weight(self._module, level + self._zero, self.scale, quantizer.zero_point)
-
-
-class LearnedScales:
-    """Adam on the logarithms of weight scales, from the gradients of the weights."""
-
-    def __init__(self, layers: Sequence[_LayerRounding], rate: float) -> None:
-        self._layers = layers
-        self._logarithms = [nn.Parameter(layer.scale.log()) for layer in layers]
-        self._optimizer = torch.optim.Adam(self._logarithms, lr=rate)
-
-    @torch.no_grad()
-    def step(self) -> None:
-        """Change the scales in place; whoever writes the weights next does so with the new ones."""
-        for layer, logarithm in zip(self._layers, self._logarithms, strict=True):
-            logarithm.grad = log_scale_gradient(layer.quantizer, layer.weight)
-        self._optimizer.step()
-        for layer, logarithm in zip(self._layers, self._logarithms, strict=True):
-            torch.exp(logarithm, out=layer.scale)

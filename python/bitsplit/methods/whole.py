@@ -15,19 +15,18 @@ from typing import Any
 
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from bitsplit.methods.base import LayerTask, Method, Run
 from bitsplit.methods.learning import (
-    Adam,
     LearnedBiases,
+    LearnedScales,
     LearnedSteps,
     Variables,
     WeightVariables,
     fitted,
     learning,
-    log_scale_gradient,
     set_fitted,
 )
 from bitsplit.methods.registry import register
@@ -180,18 +179,15 @@ class Scales:
     def __init__(self, tasks: Sequence[LayerTask], rate: float, iterations: int) -> None:
         self._layers = [task.module for task in tasks]
         self.parameters = [layer.weight for layer in self._layers]
-        self._logarithms = [nn.Parameter(layer.weight_quantizer.scale.log()) for layer in self._layers]
-        self._adam = Adam(self._logarithms, rate, iterations)
+        quantizers = [layer.weight_quantizer for layer in self._layers]
+        scales = [(q, layer.weight, q.scale) for q, layer in zip(quantizers, self._layers, strict=True)]
+        self._scales = LearnedScales(scales, rate, iterations)
 
-    @torch.no_grad()
     def step(self, iteration: int) -> None:
         """Learn from the gradients of the weights, and forget them."""
-        for layer, logarithm in zip(self._layers, self._logarithms, strict=True):
-            logarithm.grad = log_scale_gradient(layer.weight_quantizer, layer.weight).float()
+        self._scales.step()
+        for layer in self._layers:
             layer.weight.grad = None
-        self._adam.step()
-        for layer, logarithm in zip(self._layers, self._logarithms, strict=True):
-            layer.weight_quantizer.scale.copy_(logarithm.detach().exp())
             refresh_weight(layer)
 
     def harden(self) -> None:
