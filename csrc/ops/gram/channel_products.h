@@ -12,6 +12,10 @@ struct ChannelJob {
   int64_t group, a, a_count, b, b_count;
 };
 
+// So many blocks follow each other against the same block, whose panels then come from a cache, not from
+// memory.
+constexpr int64_t kBand = 8;
+
 template <typename T>
 class ChannelProducts {
  public:
@@ -22,9 +26,10 @@ class ChannelProducts {
     std::vector<ChannelJob> jobs;
     const int64_t columns = layer_.x.columns();
     for (int64_t g = 0; g < p_.groups; ++g)
-      for (int64_t a = 0; a < columns; a += block_)
-        for (int64_t b = a; b < columns; b += block_)
-          jobs.push_back({g, a, std::min(block_, columns - a), b, std::min(block_, columns - b)});
+      for (int64_t band = 0; band < columns; band += kBand * block_)
+        for (int64_t b = band; b < columns; b += block_)
+          for (int64_t a = band; a < std::min(band + kBand * block_, b + block_); a += block_)
+            jobs.push_back({g, a, std::min(block_, columns - a), b, std::min(block_, columns - b)});
     const int64_t half = layer_.pairs() * block_ * block_;
     run_jobs(
         jobs.size(), tiles, 2 * half,
@@ -86,43 +91,36 @@ class ChannelProducts {
     }
   }
 
-  // Sums of one pair of taps for all channels of a block: value [row][column] at sums[row * row_step + ...].
-  struct View {
-    const double* sums;
-    int64_t row_step, column_step;
-    View transposed() const { return {sums, column_step, row_step}; }
-  };
-
-  // Adds to G's block and its mirror image: forward[pair][a][b] holds the pairs of taps t <= u of columns (a,
-  // t) and (b, u), backward[pair][b][a] the pairs t > u.
+  // Adds to G's block, on or above the diagonal: forward[pair][a][b] holds the pairs of taps t <= u of
+  // columns (a, t) and (b, u), backward[pair][b][a] the pairs t > u.
   void add_gram(const ChannelJob& job, const double* forward, const double* backward) const {
-    std::vector<View> views(taps_ * taps_), mirrored(taps_ * taps_);
-    for (int64_t t = 0; t < taps_; ++t)
-      for (int64_t u = 0; u < taps_; ++u) {
-        const int64_t size = block_ * block_;
-        View& view = views[t * taps_ + u];
-        view = t <= u ? View{forward + pair_index(t, u, taps_) * size, block_, 1}
-                      : View{backward + pair_index(u, t, taps_) * size, 1, block_};
-        mirrored[u * taps_ + t] = view.transposed();
+    const int64_t n = layer_.x.columns() * taps_, size = block_ * block_;
+    double* G = p_.G.mutable_data_ptr<double>() + job.group * n * n + (job.a * n + job.b) * taps_;
+    std::vector<Row> rows(taps_);
+    for (int64_t i = 0; i < job.a_count; ++i)
+      for (int64_t t = 0; t < taps_; ++t, G += n) {
+        for (int64_t u = 0; u < taps_; ++u)
+          rows[u] = t <= u ? Row{forward + pair_index(t, u, taps_) * size + i * block_, 1}
+                           : Row{backward + pair_index(u, t, taps_) * size + i, block_};
+        add_rows(rows, job.b_count, G);
       }
-    const int64_t n = layer_.x.columns() * taps_;
-    double* G = p_.G.mutable_data_ptr<double>() + job.group * n * n;
-    add_views(views, job.a_count, job.b_count, G + (job.a * n + job.b) * taps_);
-    if (job.a != job.b) add_views(mirrored, job.b_count, job.a_count, G + (job.b * n + job.a) * taps_);
   }
 
-  // block[(i, t)][(j, u)] += views[t, u][i][j], in the order of memory.
-  void add_views(const std::vector<View>& views, int64_t rows, int64_t columns, double* block) const {
-    const int64_t n = layer_.x.columns() * taps_;
-    for (int64_t i = 0; i < rows; ++i)
-      for (int64_t t = 0; t < taps_; ++t, block += n) {
-        double* line = block;
-        for (int64_t j = 0; j < columns; ++j)
-          for (int64_t u = 0; u < taps_; ++u) {
-            const View& view = views[t * taps_ + u];
-            *line++ += view.sums[i * view.row_step + j * view.column_step];
-          }
-      }
+  // The sums of column j at sums[j * step].
+  struct Row {
+    const double* sums;
+    int64_t step;
+  };
+
+  // line[(j, u)] += rows[u][j], in the order of memory.
+  static void add_rows(const std::vector<Row>& rows, int64_t columns, double* line) {
+    if (rows.size() == 1) {
+      const double* sums = rows[0].sums;
+      for (int64_t j = 0; j < columns; ++j) line[j] += sums[j];
+      return;
+    }
+    for (int64_t j = 0; j < columns; ++j)
+      for (const Row& row : rows) *line++ += row.sums[j * row.step];
   }
 
   void add_cross(const ChannelJob& job, const double* sums) const {

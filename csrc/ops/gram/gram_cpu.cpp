@@ -49,6 +49,25 @@ void add_sums(const Problem& p, const Layer<T>& layer, const std::vector<Tile<T>
   });
 }
 
+// Makes [groups, N, N] symmetric: products are added on and above the diagonals only, and once a batch what
+// lies below is copied. By way of a buffer, because rows of a large G share the lines of a cache.
+void mirror(const at::Tensor& G) {
+  const int64_t n = G.size(1), blocks = (n + kBlock - 1) / kBlock;
+  in_parallel(G.size(0) * blocks, [&](int64_t k) {
+    double* matrix = G.mutable_data_ptr<double>() + k / blocks * n * n;
+    double block[kBlock * kBlock];
+    const int64_t first = k % blocks * kBlock, rows = std::min(kBlock, n - first);
+    for (int64_t above = 0; above <= first; above += kBlock) {
+      const int64_t columns = std::min(kBlock, n - above);
+      for (int64_t j = 0; j < columns; ++j)
+        std::copy_n(matrix + (above + j) * n + first, rows, block + j * kBlock);
+      for (int64_t i = 0; i < rows; ++i)
+        for (int64_t j = 0; j < std::min(columns, first + i - above); ++j)
+          matrix[(first + i) * n + above + j] = block[j * kBlock + i];
+    }
+  });
+}
+
 template <template <typename> class Products, typename T>
 void accumulate(const Problem& p, const Layer<T>& layer) {
   const Products<T> products(p, layer);
@@ -76,6 +95,7 @@ void gram_cpu(const at::Tensor& x, const std::optional<at::Tensor>& y, at::IntAr
     else
       accumulate<ChannelProducts>(p, layer);
   });
+  mirror(p.G);
 }
 
 }  // namespace

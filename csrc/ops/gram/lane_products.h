@@ -60,9 +60,7 @@ class LaneProducts {
           int64_t a = i / taps_, t = i % taps_, b = j / taps_, u = j % taps_;
           if (t > u) std::swap(a, b), std::swap(t, u);
           if (t == u && a > b) std::swap(a, b);
-          const double sum = sums[((pair_index(t, u, taps_) * width_ + a) * width_ + b) * kLanes + lane];
-          G[i * n + j] += sum;
-          if (i != j) G[j * n + i] += sum;
+          G[i * n + j] += sums[((pair_index(t, u, taps_) * width_ + a) * width_ + b) * kLanes + lane];
         }
     }
   }
