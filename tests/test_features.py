@@ -72,3 +72,18 @@ def test_released_features_take_no_room_but_keep_their_shape(budget: int, tmp_pa
     assert store.in_memory == 0
     assert sum(path.stat().st_size for path in tmp_path.rglob("*") if path.is_file()) == 0
     assert store.shape_only("x")[0].shape == (10, 10)
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("budget", [0, 100, 1 << 30])
+def test_what_a_gpu_reads_again_lies_in_pinned_memory(budget: int, tmp_path: Path) -> None:
+    device, store = torch.device("cuda"), FeatureStore(budget, tmp_path)
+    for number, tree in enumerate(TREES):
+        store.put(number, torch.utils._pytree.tree_map_only(torch.Tensor, torch.Tensor.cuda, tree), device)
+    for number, tree in enumerate(TREES):
+        back = store.get(number)
+        assert all(leaf.is_cuda for leaf in torch.utils._pytree.tree_leaves(back) if torch.is_tensor(leaf))
+        assert_same(torch.utils._pytree.tree_map_only(torch.Tensor, torch.Tensor.cpu, back), tree)
+    kept = [leaf for leaves, _, _ in store._trees.values() for leaf in leaves if torch.is_tensor(leaf)]
+    assert all(leaf.is_pinned() for leaf in kept if leaf.numel())
+    store.close()

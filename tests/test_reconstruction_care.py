@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 import bitsplit
 from bitsplit.errors import RecipeError
+from bitsplit.methods.clock import Clock
 from bitsplit.methods.learning import LearnedSteps
 from bitsplit.quantizers import ActivationQuantizer, Grid, fitted_state, set_fitted_state
 
@@ -107,7 +108,8 @@ def test_calls_of_a_quantizer_drop_different_elements():
     quantizer = ActivationQuantizer(Grid.unsigned(2), -3)
     quantizer.set(torch.tensor([1.0]))
     x = torch.rand(1000) * 2 + 0.1
-    with LearnedSteps([quantizer, ActivationQuantizer(Grid.unsigned(2), -3)][:1], 10, 0.1, 0.5, seed=7):
+    clock = Clock(10, x.device)
+    with LearnedSteps([quantizer, ActivationQuantizer(Grid.unsigned(2), -3)][:1], 0.1, clock, 0.5, seed=7):
         masks = [quantizer(x).detach() == x for _ in range(2)]
     assert 0.3 < float((masks[0] == masks[1]).float().mean()) < 0.7
     assert "forward" not in vars(quantizer)

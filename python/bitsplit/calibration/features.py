@@ -10,6 +10,7 @@ import shutil
 import tempfile
 from collections.abc import Hashable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -45,17 +46,29 @@ class _Slabs:
 
     size = 4 * SMALL
 
-    def __init__(self) -> None:
+    def __init__(self, pinned: bool = False) -> None:
+        self._pinned = pinned
         self._slab = torch.empty(0, dtype=torch.uint8)
 
     def place(self, tensor: Tensor) -> Tensor:
-        """A copy of a dense tensor in its own order of elements."""
+        """A dense copy with the tensor's order of elements."""
         size = _bytes(tensor)
         if size > self._slab.numel():
-            self._slab = torch.empty(self.size, dtype=torch.uint8)
-        place = self._slab[:size].view(tensor.dtype).as_strided(tensor.shape, tensor.stride())
+            self._slab = torch.empty(self.size, dtype=torch.uint8, pin_memory=self._pinned)
+        stride = torch.empty_like(tensor, device="meta").stride()
+        place = self._slab[:size].view(tensor.dtype).as_strided(tensor.shape, stride)
         self._slab = self._slab[-(-size // 64) * 64 :]
         return place.copy_(tensor)
+
+
+def _place(tensor: Tensor, pinned: bool) -> Tensor:
+    """A dense copy in host memory with the tensor's order of elements."""
+    return torch.empty_like(tensor, device="cpu", pin_memory=pinned).copy_(tensor)
+
+
+def _pins(device: torch.device) -> bool:
+    """Whether what goes to that device lies in memory that is never paged out: the GPU reads it faster."""
+    return device.type == "cuda"
 
 
 class FeatureStore:
@@ -77,7 +90,7 @@ class FeatureStore:
         self._folder: Path | None = None
         self._trees: dict[Hashable, tuple[list[Any], Any, torch.device]] = {}
         self._files = 0
-        self._slabs = _Slabs()
+        self._slabs = {pinned: _Slabs(pinned) for pinned in (False, True)}
         self._blanks: dict[tuple[torch.dtype, torch.device], Tensor] = {}
         self._tables: dict[int, Path | None] = {}
 
@@ -89,7 +102,7 @@ class FeatureStore:
             table = torch.empty(shape, dtype=dtype, device=device)
             self.on_card += size
         elif self.in_memory + size <= self.budget:
-            table = torch.empty(shape, dtype=dtype)
+            table = torch.empty(shape, dtype=dtype, pin_memory=_pins(device))
             self.in_memory += size
         else:
             path = self._new_file()
@@ -113,7 +126,7 @@ class FeatureStore:
     def put(self, key: Hashable, tree: Any, device: torch.device) -> None:
         """Keep ``tree``; ``get`` brings its tensors back to ``device``."""
         leaves, spec = pytree.tree_flatten(tree)
-        self._trees[key] = ([self._keep(leaf) for leaf in leaves], spec, device)
+        self._trees[key] = ([self._keep(leaf, _pins(device)) for leaf in leaves], spec, device)
         self._note_most()
 
     def offer(self, key: Hashable, tree: Any, device: torch.device) -> bool:
@@ -157,15 +170,15 @@ class FeatureStore:
         if self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)
 
-    def _keep(self, leaf: Any) -> Any:
+    def _keep(self, leaf: Any, pinned: bool) -> Any:
         if not isinstance(leaf, Tensor):
             return leaf
         size = _bytes(leaf)
-        copied = leaf.detach().to("cpu", copy=True)  # dense, in the order of the leaf
-        if self.in_memory + size <= self.budget:
-            self.in_memory += size
-            return self._slabs.place(copied) if 0 < size < SMALL else copied
-        return self._write(copied)
+        if self.in_memory + size > self.budget:
+            return self._write(leaf.detach().to("cpu", copy=True))
+        self.in_memory += size
+        place = self._slabs[pinned].place if 0 < size < SMALL else partial(_place, pinned=pinned)
+        return place(leaf.detach())
 
     def _note_most(self) -> None:
         self.most = max(self.most, self.on_card + self.in_memory + self.on_disk - sum(self._offered.values()))

@@ -14,6 +14,7 @@ from torch.utils import _pytree as pytree
 from bitsplit.calibration.piece_calls import CallRecorder, PieceCall
 from bitsplit.calibration.replay import Replay
 from bitsplit.calibration.rows import RowTable
+from bitsplit.device import device_of
 from bitsplit.errors import CalibrationError
 from bitsplit.methods.base import Method, Sample
 from bitsplit.ops.loss import class_divergence
@@ -43,6 +44,7 @@ class EnginePiece:
         self.layers = tuple(layers)
         self.seed = engine.seed
         self.module = self._joined(engine.student)
+        self.device = device_of(self.module)
         self._twin = self._joined(engine.teacher)
 
     def _joined(self, model: nn.Module) -> nn.Module:

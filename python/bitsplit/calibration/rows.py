@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from bitsplit.calibration.draws import RowDraws
 from bitsplit.calibration.features import FeatureStore
 from bitsplit.methods.base import Sample
 
@@ -36,7 +37,8 @@ class _Column:
     def gather(self, rows: Tensor) -> Tensor:
         """The rows, in a buffer that the next call uses again."""
         if self.buffer is None or len(self.buffer) != len(rows):
-            self.buffer = self.table.new_empty(len(rows), self.table.shape[1])
+            shape, pinned = (len(rows), self.table.shape[1]), self.table.is_pinned()
+            self.buffer = self.table.new_empty(shape, pin_memory=pinned)
         torch.index_select(self.table, 0, rows.to(self.table.device), out=self.buffer)
         return self.buffer.as_strided((len(rows), *self.shape), (self.table.shape[1], *self.stride))
 
@@ -61,6 +63,12 @@ class _Group:
     columns: list[_Column]
     capacity: int
     count: int = 0
+
+    @property
+    def device(self) -> torch.device:
+        """Where all columns lie, or, when they lie in different places, the CPU."""
+        devices = {column.table.device for column in self.columns}
+        return devices.pop() if len(devices) == 1 else torch.device("cpu")
 
     def tree(self, rows: Tensor) -> Any:
         leaves = list(self.constants)
@@ -109,14 +117,16 @@ class RowTable:
             column.add(group.count, leaves[position].detach())
         group.count += rows
 
-    def draw(self, count: int, generator: torch.Generator) -> Sample:
-        """A sample of ``count`` random rows, or of all rows of that shape when there are fewer.
-
-        Valid until the next call.
-        """
-        group = self._choose(generator)
-        rows = torch.randperm(group.count, generator=generator)[: 1 if self._whole else count]
-        return self._delivered(group.tree(rows))
+    def draws(self, count: int, iterations: int, generator: torch.Generator) -> RowDraws:
+        """What gives ``count`` random rows in every iteration, or all rows of a shape that has fewer."""
+        return RowDraws(
+            [group.count for group in self._groups],
+            [group.device for group in self._groups],
+            1 if self._whole else count,
+            iterations,
+            generator,
+            lambda group, rows: self._delivered(self._groups[group].tree(rows)),
+        )
 
     def all(self, count: int) -> Iterator[Sample]:
         """All rows in their order, up to ``count`` at a time."""
@@ -138,16 +148,6 @@ class RowTable:
             return (leaf.squeeze(0) if self._whole else leaf).to(self._device)
 
         return pytree.tree_map(deliver, tree)
-
-    def _choose(self, generator: torch.Generator) -> _Group:
-        if len(self._groups) == 1:
-            return self._groups[0]
-        place = int(torch.randint(self.rows, (), generator=generator))
-        for group in self._groups:
-            if place < group.count:
-                return group
-            place -= group.count
-        raise AssertionError("the counts add up to the number of rows")
 
     def _group_of(self, leaves: list[Any], spec: Any, positions: list[int], rows: int) -> _Group:
         constants = [None if index in positions else leaf for index, leaf in enumerate(leaves)]

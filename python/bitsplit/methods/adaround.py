@@ -7,6 +7,7 @@ from typing import ClassVar
 from pydantic import Field
 
 from bitsplit.methods.base import Granularity, Piece, Samples
+from bitsplit.methods.clock import Clock
 from bitsplit.methods.reconstruction import Reconstruction
 from bitsplit.methods.registry import register
 
@@ -24,4 +25,4 @@ class AdaRound(Reconstruction):
         return "layer"
 
     def reconstruct(self, piece: Piece, samples: Samples) -> float:
-        return self.learn_weights(piece, samples)
+        return self.learn_weights(piece, samples, Clock(self.iterations, piece.device))

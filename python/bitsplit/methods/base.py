@@ -91,14 +91,23 @@ class Sample(NamedTuple):
     float_inputs: tuple[tuple, dict[str, Any]] | None
 
 
+class Draws(Protocol):
+    """card: the GPU on which all calls are the same work; None when there is none."""
+
+    card: torch.device | None
+
+    def __call__(self) -> Sample:
+        """Valid until the next call."""
+
+
 class Samples(Protocol):
     """All samples of a piece.  mean_weight: of all weights, 1 without any."""
 
     rows: int
     mean_weight: float
 
-    def draw(self, count: int, generator: torch.Generator) -> Sample:
-        """``count`` random rows, valid until the next call."""
+    def draws(self, count: int, iterations: int, generator: torch.Generator) -> Draws:
+        """What gives ``count`` random rows in every iteration."""
 
     def all(self, count: int) -> Iterator[Sample]:
         """All rows, up to ``count`` at a time."""
@@ -126,6 +135,7 @@ class Piece(Protocol):
     layers: tuple[LayerTask, ...]
     quantizers: list[ActivationQuantizer]  # fitted ones, which no earlier piece has
     channel_axis: int  # of the output
+    device: torch.device
     seed: int
 
     def run(self, args: tuple, kwargs: dict[str, Any]) -> Tensor:

@@ -7,6 +7,7 @@ from typing import ClassVar
 from pydantic import Field
 
 from bitsplit.methods.base import Granularity, Piece, Samples
+from bitsplit.methods.clock import Clock
 from bitsplit.methods.learning import LearnedSteps
 from bitsplit.methods.reconstruction import Reconstruction, seed_of
 from bitsplit.methods.registry import register
@@ -31,8 +32,8 @@ class Brecq(Reconstruction):
         return self.unit
 
     def reconstruct(self, piece: Piece, samples: Samples) -> float:
-        undecided = self.learn_weights(piece, samples)
-        count = self.step_iterations
-        with LearnedSteps(piece.quantizers, count, self.step_rate, 0.0, seed_of(piece)) as steps:
-            self.learn(piece, samples, [steps], count, p=self.step_p)
+        undecided = self.learn_weights(piece, samples, Clock(self.iterations, piece.device))
+        clock = Clock(self.step_iterations, piece.device)
+        with LearnedSteps(piece.quantizers, self.step_rate, clock, 0.0, seed_of(piece)) as steps:
+            self.learn(piece, samples, [steps], clock, p=self.step_p)
         return undecided

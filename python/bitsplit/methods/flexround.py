@@ -17,7 +17,8 @@ from pydantic import Field
 from torch import nn
 
 from bitsplit.methods.base import Granularity, LayerTask, Piece, Samples
-from bitsplit.methods.learning import gradient_of
+from bitsplit.methods.clock import Clock
+from bitsplit.methods.learning import Adam, gradient_of
 from bitsplit.methods.reconstruction import Reconstruction
 from bitsplit.methods.registry import register
 from bitsplit.quantizers import set_weight
@@ -37,11 +38,11 @@ class FlexRound(Reconstruction):
     def granularity(self) -> Granularity:
         return self.unit
 
-    def weight_variables(self, layers: Sequence[LayerTask]) -> Divisors:
+    def weight_variables(self, layers: Sequence[LayerTask], clock: Clock) -> Divisors:
         return Divisors(layers, self.rate, self.scale_rate)
 
     def reconstruct(self, piece: Piece, samples: Samples) -> float:
-        return self.learn_weights(piece, samples)
+        return self.learn_weights(piece, samples, Clock(self.iterations, piece.device))
 
 
 class Divisors:
@@ -49,21 +50,20 @@ class Divisors:
 
     def __init__(self, layers: Sequence[LayerTask], rate: float, scale_rate: float) -> None:
         self._layers = [_LayerDivisors(layer) for layer in layers]
-        divisors = [layer.divisor for layer in self._layers] or [torch.zeros(1)]
-        scales = [layer.scale for layer in self._layers]
-        groups = [{"params": divisors, "lr": rate}, {"params": scales, "lr": scale_rate}]
-        self._optimizer = torch.optim.Adam(groups)
+        self._divisors = Adam([layer.divisor for layer in self._layers], rate)
+        self._scales = Adam([layer.scale for layer in self._layers], scale_rate)
 
     @property
     def parameters(self) -> list[nn.Parameter]:
         return [layer.weight for layer in self._layers]
 
     @torch.no_grad()
-    def step(self, iteration: int) -> None:
+    def step(self) -> None:
         """Learn from the gradients of the weights, and forget them."""
         for layer in self._layers:
             layer.take_gradients()
-        self._optimizer.step()
+        self._divisors.step()
+        self._scales.step()
         for layer in self._layers:
             layer.write()
 

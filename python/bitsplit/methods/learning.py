@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from bitsplit.methods.base import LayerTask
+from bitsplit.methods.clock import Clock
 from bitsplit.ops.steps import learned_quantize
 from bitsplit.quantizers import ActivationQuantizer, WeightQuantizer, fitted_state, set_fitted_state
 
@@ -22,7 +23,7 @@ class Variables(Protocol):
 
     parameters: list[nn.Parameter]
 
-    def step(self, iteration: int) -> None:
+    def step(self) -> None:
         """Change them by the gradients that the last backward pass left, and forget these."""
 
 
@@ -75,41 +76,45 @@ def log_scale_gradient(quantizer: WeightQuantizer, weight: nn.Parameter) -> Tens
 class Adam:
     """Adam, also on nothing at all.
 
-    iterations: in which the learning rate falls from ``rate`` to 0 along half a cosine; None: it stays.
+    clock: with it the learning rate falls from ``rate`` to 0 along half a cosine; without it it stays.
     """
 
-    def __init__(self, variables: Sequence[Tensor], rate: float, iterations: int | None) -> None:
-        self._optimizer = torch.optim.Adam(variables or [torch.zeros(1)], lr=rate)
-        self._rates = (
-            None
-            if iterations is None
-            else torch.optim.lr_scheduler.CosineAnnealingLR(self._optimizer, max(1, iterations))
-        )
+    def __init__(self, variables: Sequence[Tensor], rate: float, clock: Clock | None = None) -> None:
+        self._optimizer: torch.optim.Adam | None = None
+        self._clock = clock
+        if not variables:
+            return
+        self._rate = torch.tensor(rate, device=variables[0].device)
+        self._rates = None if clock is None else clock.falling(rate)
+        self._optimizer = torch.optim.Adam(variables, lr=self._rate, fused=True, capturable=True)
+        self._optimizer._warned_capturable_if_run_uncaptured = True  # not every iteration is recorded
 
     def step(self) -> None:
         """Use the gradients and forget them."""
+        if self._optimizer is None:
+            return
+        if self._rates is not None:
+            self._rate.copy_(self._clock.row(self._rates))
         self._optimizer.step()
         self._optimizer.zero_grad()
-        if self._rates is not None:
-            self._rates.step()
 
 
 class LearnedScales:
     """Adam on the logarithms of weight scales, from the gradients of the weights.
 
     scales: quantizer, weight, and the scale of every channel, which changes in place: whoever writes the
-    weight next does so with the new one.  rate, iterations: as for ``Adam``.
+    weight next does so with the new one.  rate, clock: as for ``Adam``.
     """
 
     def __init__(
         self,
         scales: Sequence[tuple[WeightQuantizer, nn.Parameter, Tensor]],
         rate: float,
-        iterations: int | None = None,
+        clock: Clock | None = None,
     ) -> None:
         self._scales = scales
         self._logarithms = [nn.Parameter(scale.log()) for _, _, scale in scales]
-        self._adam = Adam(self._logarithms, rate, iterations)
+        self._adam = Adam(self._logarithms, rate, clock)
 
     @torch.no_grad()
     def step(self) -> None:
@@ -124,14 +129,14 @@ class LearnedScales:
 class LearnedBiases:
     """The biases of layers; a layer that has none gets one."""
 
-    def __init__(self, layers: Sequence[LayerTask], rate: float, iterations: int) -> None:
+    def __init__(self, layers: Sequence[LayerTask], rate: float, clock: Clock) -> None:
         for layer in layers:
             if layer.module.bias is None:
                 layer.store_bias(layer.weight.new_zeros(layer.weight.shape[:2]))
         self.parameters = [layer.module.bias for layer in layers]
-        self._adam = Adam(self.parameters, rate, iterations)
+        self._adam = Adam(self.parameters, rate, clock)
 
-    def step(self, iteration: int) -> None:
+    def step(self) -> None:
         self._adam.step()
 
 
@@ -143,12 +148,12 @@ class LearnedSteps:
     """
 
     def __init__(
-        self, quantizers: Sequence[ActivationQuantizer], iterations: int, rate: float, drop: float, seed: int
+        self, quantizers: Sequence[ActivationQuantizer], rate: float, clock: Clock, drop: float, seed: int
     ) -> None:
         self._quantizers = [quantizer for quantizer in quantizers if not quantizer.is_per_channel]
         self.parameters = [nn.Parameter(quantizer.scale.clone()) for quantizer in self._quantizers]
-        self._adam = Adam(self.parameters, rate, iterations)
-        self._drop, self._seed, self._iteration = drop, seed, 0
+        self._adam = Adam(self.parameters, rate, clock)
+        self._clock, self._drop, self._seed = clock, drop, seed
         self._calls = [0] * len(self._quantizers)  # of every quantizer in this iteration
 
     def __enter__(self) -> LearnedSteps:
@@ -167,14 +172,13 @@ class LearnedSteps:
         self._calls[number] += 1
         # no two calls in one iteration drop the same elements
         seed = self._seed + number + len(self._calls) * self._calls[number]
-        key = torch.tensor([seed, self._iteration], device=x.device)
+        key = self._clock.key(seed)
         low, high = quantizer.grid.low, quantizer.grid.high
         return learned_quantize(x, self.parameters[number], quantizer.zero_point, low, high, self._drop, key)
 
-    def step(self, iteration: int) -> None:
+    def step(self) -> None:
         """Learn from the gradients of the steps, and forget them."""
         self._adam.step()
-        self._iteration = iteration + 1
         self._calls = [0] * len(self._calls)
         for scale in self.parameters:
             scale.data.clamp_(min=SMALLEST)

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-import torch
 from pydantic import Field
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from bitsplit.methods.base import Granularity, Piece, Sample, Samples
+from bitsplit.methods.clock import Clock
 from bitsplit.methods.learning import LearnedSteps
 from bitsplit.methods.reconstruction import Reconstruction, seed_of
 from bitsplit.methods.registry import register
@@ -39,18 +39,19 @@ class QDrop(Reconstruction):
         return self.drop > 0
 
     def reconstruct(self, piece: Piece, samples: Samples) -> float:
-        seed = seed_of(piece)
-        with LearnedSteps(piece.quantizers, self.iterations, self.step_rate, self.drop, seed) as steps:
-            return self.learn_weights(piece, samples, [steps], inputs=MixedInputs(self.drop, seed))
+        seed, clock = seed_of(piece), Clock(self.iterations, piece.device)
+        with LearnedSteps(piece.quantizers, self.step_rate, clock, self.drop, seed) as steps:
+            inputs = MixedInputs(self.drop, seed, clock)
+            return self.learn_weights(piece, samples, clock, [steps], inputs=inputs)
 
 
 class MixedInputs:
     """What a sample calls the piece with, random elements taken from the float network."""
 
-    def __init__(self, share: float, seed: int) -> None:
-        self._share, self._seed = share, seed
+    def __init__(self, share: float, seed: int, clock: Clock) -> None:
+        self._share, self._seed, self._clock = share, seed, clock
 
-    def __call__(self, sample: Sample, iteration: int) -> tuple[tuple, dict[str, Any]]:
+    def __call__(self, sample: Sample) -> tuple[tuple, dict[str, Any]]:
         inputs = (sample.args, sample.kwargs)
         if sample.float_inputs is None:
             return inputs
@@ -59,7 +60,6 @@ class MixedInputs:
         def mixed(quantized: Any, exact: Any) -> Any:
             if not isinstance(quantized, Tensor) or not quantized.is_floating_point():
                 return quantized
-            key = torch.tensor([self._seed - next(numbers), iteration], device=quantized.device)
-            return mix(quantized, exact, self._share, key)
+            return mix(quantized, exact, self._share, self._clock.key(self._seed - next(numbers)))
 
         return pytree.tree_map(mixed, inputs, sample.float_inputs)

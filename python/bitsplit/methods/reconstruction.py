@@ -26,6 +26,7 @@ from bitsplit.methods.base import (
     WeightLevels,
     WeightMethod,
 )
+from bitsplit.methods.clock import Clock
 from bitsplit.methods.learning import (
     LearnedBiases,
     Variables,
@@ -35,6 +36,7 @@ from bitsplit.methods.learning import (
     set_fitted,
 )
 from bitsplit.methods.mse import Mse
+from bitsplit.methods.recorded import Recorded
 from bitsplit.methods.soft_rounding import SoftRounding
 from bitsplit.network.layers import LayerKind
 from bitsplit.ops.heap import kept_memory
@@ -147,24 +149,24 @@ class Reconstruction(Method):
         """Learn one piece; the share of its weights that has not been decided."""
         raise NotImplementedError
 
-    def weight_variables(self, layers: Sequence[LayerTask]) -> WeightVariables:
+    def weight_variables(self, layers: Sequence[LayerTask], clock: Clock) -> WeightVariables:
         """What decides about the weights of these layers."""
-        schedule = rounding_schedule(self.iterations, self.rate, self.regularizer, self.warm_up)
-        return SoftRounding(layers, schedule, self.lean, self.scale_rate)
+        schedule = rounding_schedule(clock.iterations, self.rate, self.regularizer, self.warm_up)
+        return SoftRounding(layers, schedule, clock, self.lean, self.scale_rate)
 
     def learn_weights(
-        self, piece: Piece, samples: Samples, others: Sequence[Variables] = (), **options: Any
+        self, piece: Piece, samples: Samples, clock: Clock, others: Sequence[Variables] = (), **options: Any
     ) -> float:
         """Learn all weights of the piece, and ``others``; the share left undecided.
 
         Options as for ``learn``.
         """
         layers = [layer for layer in piece.layers if layer.weight_grid is not None]
-        weights = self.weight_variables(layers)
+        weights = self.weight_variables(layers, clock)
         variables = [*others, weights]
         if self.bias_rate > 0:
-            variables.insert(0, LearnedBiases(layers, self.bias_rate, self.iterations))
-        self.learn(piece, samples, variables, self.iterations, **options)
+            variables.insert(0, LearnedBiases(layers, self.bias_rate, clock))
+        self.learn(piece, samples, variables, clock, **options)
         undecided = weights.undecided()
         weights.harden()
         return undecided
@@ -174,39 +176,45 @@ class Reconstruction(Method):
         piece: Piece,
         samples: Samples,
         variables: Sequence[Variables],
-        iterations: int,
+        clock: Clock,
         p: float = 2.0,
-        inputs: Callable[[Sample, int], tuple[tuple, dict[str, Any]]] = lambda sample, _: (
-            sample.args,
-            sample.kwargs,
-        ),
+        inputs: Callable[[Sample], tuple[tuple, dict[str, Any]]] = lambda s: (s.args, s.kwargs),
     ) -> None:
-        """Draw rows, compare the piece's output with the target, step: so many times.
+        """Draw rows, compare the piece's output with the target, step: in all iterations of the clock.
 
-        inputs: what the piece is called with in an iteration.  ``Diverged`` when the loss is no number.
+        inputs: what the piece is called with.  ``Diverged`` when the loss is no number.
 
         In one thread on the CPU: gradients of convolutions depend on the number of threads.
         """
-        generator = torch.Generator().manual_seed(seed_of(piece))
         parameters = [parameter for some in variables for parameter in some.parameters]
-        if not parameters:
+        if not parameters or clock.iterations == 0:
             return
-        device = parameters[0].device
+        generator = torch.Generator().manual_seed(seed_of(piece))
+        draw = samples.draws(self.batch, clock.iterations, generator)
+
+        def iteration() -> Tensor:
+            sample = draw()
+            with computing_in(self.precision, clock.device):
+                output = piece.run(*inputs(sample)).to(sample.target.dtype)
+            factor = channels_over_elements(piece, sample.target) / samples.mean_weight
+            loss = reconstruction_loss(output, sample.target, sample.weight, p, factor)
+            if output.requires_grad:
+                torch.autograd.backward(output, loss.grad)
+            for some in variables:
+                some.step()
+            clock.advance()
+            return loss.loss
+
         with one_thread(), kept_memory(), torch.enable_grad(), learning(piece.module, parameters):
-            for iteration in piece.iterations(iterations):
-                sample = samples.draw(self.batch, generator)
-                with computing_in(self.precision, device):
-                    output = piece.run(*inputs(sample, iteration)).to(sample.target.dtype)
-                factor = channels_over_elements(piece, sample.target) / samples.mean_weight
-                loss = reconstruction_loss(output, sample.target, sample.weight, p, factor)
-                piece.show(loss.loss)
-                looked_at = device.type == "cpu" or iteration % LOOKED_AT == 0  # looking waits for a GPU
-                if looked_at and not math.isfinite(loss.loss):
-                    raise Diverged
-                if output.requires_grad:
-                    torch.autograd.backward(output, loss.grad)
-                for some in variables:
-                    some.step(iteration)
+            self._iterate(piece, Recorded(piece.name, iteration, draw.card), clock)
+
+    def _iterate(self, piece: Piece, iteration: Callable[[], Tensor], clock: Clock) -> None:
+        on_cpu = clock.device.type == "cpu"
+        for number in piece.iterations(clock.iterations):
+            loss = iteration()
+            piece.show(loss)
+            if (on_cpu or number % LOOKED_AT == 0) and not math.isfinite(loss):  # a GPU is waited for
+                raise Diverged
 
 
 class Diverged(ArithmeticError):

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from bitsplit.methods.base import LayerTask
+from bitsplit.methods.clock import Clock
 from bitsplit.methods.learning import LearnedScales, gradient_of
 from bitsplit.ops.rounding import inverse_soft_bit, rounding_step, soft_bit
 from bitsplit.quantizers import set_weight
@@ -24,26 +25,28 @@ class SoftRounding:
     between.  Codes that a method has chosen are to be improved: then they are the chosen level and the
     neighbour on the float weight's side, and h starts ``1 - lean`` away from the chosen one.
 
-    schedule: a row for every iteration (``bitsplit.ops.rounding.rounding_schedule``).
+    schedule: a row for every iteration of the clock (``bitsplit.ops.rounding.rounding_schedule``).
     scale_rate: of Adam on the logarithms of the scales, which goes beyond the papers; 0 leaves them alone.
     """
 
-    def __init__(self, layers: Sequence[LayerTask], schedule: Tensor, lean: float, scale_rate: float) -> None:
+    def __init__(
+        self, layers: Sequence[LayerTask], schedule: Tensor, clock: Clock, lean: float, scale_rate: float
+    ) -> None:
         self._layers = [_LayerRounding(layer, lean) for layer in layers]
         learned = self._layers if scale_rate > 0 else []
         self._scales = LearnedScales([(x.quantizer, x.weight, x.scale) for x in learned], scale_rate)
-        self._schedule = schedule.to(self._layers[0].weight.device) if layers else schedule
+        self._clock, self._schedule = clock, schedule.to(clock.device)
 
     @property
     def parameters(self) -> list[nn.Parameter]:
         return [layer.weight for layer in self._layers]
 
-    def step(self, iteration: int) -> None:
+    def step(self) -> None:
         """Learn from the gradients of the weights, and forget them."""
         self._scales.step()
         parts = [part for layer in self._layers for part in layer.parts()]
         if parts:
-            rounding_step(*map(list, zip(*parts, strict=True)), self._schedule[iteration])
+            rounding_step(*map(list, zip(*parts, strict=True)), self._clock.row(self._schedule))
         for weight in self.parameters:
             weight.grad = None
 

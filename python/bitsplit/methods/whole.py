@@ -18,7 +18,9 @@ from pydantic import Field
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from bitsplit.device import device_of
 from bitsplit.methods.base import LayerTask, Method, Run
+from bitsplit.methods.clock import Clock
 from bitsplit.methods.learning import (
     LearnedBiases,
     LearnedScales,
@@ -71,9 +73,10 @@ class Global(Method):
         start, before = fitted(tasks), self._distance(run)
         inputs = {getattr(task.module, "input_quantizer", None): None for task in tasks}
         quantizers = [quantizer for quantizer in inputs if quantizer is not None and quantizer.is_fitted]
-        with LearnedSteps(quantizers, iterations, self.step_rate, 0.0, run.seed) as steps:
-            weights = self._weights([task for task in tasks if task.is_fitted], iterations)
-            self._learn(run, [weights, LearnedBiases(tasks, self.bias_rate, iterations), steps], iterations)
+        clock = Clock(iterations, device_of(run.student))
+        with LearnedSteps(quantizers, self.step_rate, clock, 0.0, run.seed) as steps:
+            weights = self._weights([task for task in tasks if task.is_fitted], clock)
+            self._learn(run, [weights, LearnedBiases(tasks, self.bias_rate, clock), steps], clock)
             weights.harden()
         after = self._distance(run)
         if not after <= before:
@@ -82,13 +85,13 @@ class Global(Method):
             )
             set_fitted(tasks, start)
 
-    def _weights(self, tasks: Sequence[LayerTask], iterations: int) -> WeightVariables:
+    def _weights(self, tasks: Sequence[LayerTask], clock: Clock) -> WeightVariables:
         if self.rate == 0:
-            return Scales(tasks, self.scale_rate, iterations)
-        schedule = rounding_schedule(iterations, self.rate, self.regularizer)
-        return SoftRounding(tasks, schedule, LEAN, self.scale_rate)
+            return Scales(tasks, self.scale_rate, clock)
+        schedule = rounding_schedule(clock.iterations, self.rate, self.regularizer)
+        return SoftRounding(tasks, schedule, clock, LEAN, self.scale_rate)
 
-    def _learn(self, run: Run, variables: Sequence[Variables], iterations: int) -> None:
+    def _learn(self, run: Run, variables: Sequence[Variables], clock: Clock) -> None:
         parameters = [parameter for some in variables for parameter in some.parameters]
         with (
             one_thread(),
@@ -97,7 +100,7 @@ class Global(Method):
             learning(run.student, parameters),
             _Outputs(run) as outputs,
         ):
-            for iteration in run.iterations(self.name, iterations):
+            for iteration in run.iterations(self.name, clock.iterations):
                 if iteration % run.batch_count == 0:
                     batches = run.batches()
                 loss = self._loss(run, next(batches), outputs, self.precision)
@@ -106,7 +109,8 @@ class Global(Method):
                     return
                 loss.backward()
                 for some in variables:
-                    some.step(iteration)
+                    some.step()
+                clock.advance()
 
     def _distance(self, run: Run) -> float:
         """The loss of the network as it is, mean over the batches."""
@@ -176,14 +180,14 @@ class _Outputs:
 class Scales:
     """The logarithms of the weight scales of all layers, whose ``weight`` parameters follow them."""
 
-    def __init__(self, tasks: Sequence[LayerTask], rate: float, iterations: int) -> None:
+    def __init__(self, tasks: Sequence[LayerTask], rate: float, clock: Clock) -> None:
         self._layers = [task.module for task in tasks]
         self.parameters = [layer.weight for layer in self._layers]
         quantizers = [layer.weight_quantizer for layer in self._layers]
         scales = [(q, layer.weight, q.scale) for q, layer in zip(quantizers, self._layers, strict=True)]
-        self._scales = LearnedScales(scales, rate, iterations)
+        self._scales = LearnedScales(scales, rate, clock)
 
-    def step(self, iteration: int) -> None:
+    def step(self) -> None:
         """Learn from the gradients of the weights, and forget them."""
         self._scales.step()
         for layer in self._layers:
