@@ -174,7 +174,7 @@ def test_cpu_and_gpu_give_the_same_bits(p):
     assert torch.equal(ours.loss, theirs.loss.cpu()) and torch.equal(ours.grad, theirs.grad.cpu())
 
 
-@pytest.mark.cuda
+@pytest.mark.cuda(graph=True)
 def test_a_captured_graph_computes_anew():
     output, target = torch.randn(5000).cuda(), torch.randn(5000).cuda()
     reconstruction_loss(output, target)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import warnings
 from types import SimpleNamespace
 
 import pytest
@@ -152,12 +153,14 @@ def test_elsewhere_every_call_is_a_call():
     assert len(calls) == 10
 
 
-@pytest.mark.cuda
+@pytest.mark.cuda(graph=True)
 @pytest.mark.parametrize("name", list(METHODS))
 def test_recorded_iterations_learn_what_called_ones_do(model, images, monkeypatch, name):
     def learned() -> nn.Module:
         return bitsplit.quantize(model.cuda(), images, METHODS[name], weights=3, activations=4)
 
-    replayed = learned()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*cannot be recorded")
+        replayed = learned()
     monkeypatch.setattr(recorded, "WARM_UP", 1 << 30)
     assert same(replayed, learned())

@@ -220,7 +220,7 @@ def test_cpu_and_gpu_give_the_same_bits():
     assert torch.equal(mix(x, grad, 0.5, args[-1]), mix(x.cuda(), grad.cuda(), 0.5, on_gpu[-1]).cpu())
 
 
-@pytest.mark.cuda
+@pytest.mark.cuda(graph=True)
 def test_a_captured_graph_draws_anew():
     x, iteration = torch.randn(5000).cuda(), key(1, 2, "cuda")
     args = *step(0.3, 2, "cuda"), -7, 7, 0.5, iteration
