@@ -9,7 +9,7 @@ from torch import nn
 
 import bitsplit
 from bitsplit.errors import CalibrationError
-from bitsplit.ops.precision import chosen_precision, computing_in
+from bitsplit.ops.precision import chosen_precision, computing_in, forward_in
 
 CPU = torch.device("cpu")
 
@@ -17,7 +17,7 @@ CPU = torch.device("cpu")
 @pytest.mark.parametrize(("precision", "dtype"), [("fp32", torch.float32), ("bf16", torch.bfloat16)])
 def test_convolutions_compute_in_it(precision, dtype):
     conv, x = nn.Conv2d(3, 4, 3), torch.randn(1, 3, 5, 5)
-    with torch.autocast("cpu", torch.bfloat16), computing_in(precision, CPU):
+    with torch.autocast("cpu", torch.bfloat16), forward_in(precision, CPU):
         assert conv(x).dtype == dtype
     assert conv(x).dtype == torch.float32
 
@@ -27,18 +27,18 @@ def test_rounded_weights_follow_their_changes_inside_of_another_autocast():
     results = []
     with torch.autocast("cpu", torch.bfloat16):
         for _ in range(2):
-            with computing_in("bf16", CPU):
+            with forward_in("bf16", CPU):
                 results.append(conv(x))
             conv.weight.data.mul_(2)
     assert not torch.equal(*results)
 
 
 def test_settings_of_the_user_come_back():
-    switch = torch.backends.cuda.matmul
-    before = switch.fp32_precision
+    switch, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = switch.fp32_precision, cudnn.deterministic, cudnn.benchmark
     with computing_in("fp32", CPU):
-        assert switch.fp32_precision == "ieee"
-    assert switch.fp32_precision == before
+        assert (switch.fp32_precision, cudnn.deterministic, cudnn.benchmark) == ("ieee", True, False)
+    assert (switch.fp32_precision, cudnn.deterministic, cudnn.benchmark) == before
 
 
 def test_auto_is_what_the_processor_has_instructions_for(monkeypatch):

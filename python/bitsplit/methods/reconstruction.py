@@ -41,7 +41,7 @@ from bitsplit.methods.soft_rounding import SoftRounding
 from bitsplit.network.layers import LayerKind
 from bitsplit.ops.heap import kept_memory
 from bitsplit.ops.loss import reconstruction_loss
-from bitsplit.ops.precision import Precision, computing_in
+from bitsplit.ops.precision import Precision, computing_in, forward_in
 from bitsplit.ops.rounding import rounding_schedule
 from bitsplit.ops.threads import one_thread
 
@@ -194,7 +194,7 @@ class Reconstruction(Method):
 
         def iteration() -> Tensor:
             sample = draw()
-            with computing_in(self.precision, clock.device):
+            with forward_in(self.precision, clock.device):
                 output = piece.run(*inputs(sample)).to(sample.target.dtype)
             factor = channels_over_elements(piece, sample.target) / samples.mean_weight
             loss = reconstruction_loss(output, sample.target, sample.weight, p, factor)
@@ -205,7 +205,13 @@ class Reconstruction(Method):
             clock.advance()
             return loss.loss
 
-        with one_thread(), kept_memory(), torch.enable_grad(), learning(piece.module, parameters):
+        with (
+            one_thread(),
+            kept_memory(),
+            computing_in(self.precision, clock.device),
+            torch.enable_grad(),
+            learning(piece.module, parameters),
+        ):
             self._iterate(piece, Recorded(piece.name, iteration, draw.card), clock)
 
     def _iterate(self, piece: Piece, iteration: Callable[[], Tensor], clock: Clock) -> None:

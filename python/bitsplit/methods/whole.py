@@ -35,7 +35,7 @@ from bitsplit.methods.registry import register
 from bitsplit.methods.soft_rounding import SoftRounding
 from bitsplit.ops.heap import kept_memory
 from bitsplit.ops.loss import class_divergence
-from bitsplit.ops.precision import Precision, computing_in
+from bitsplit.ops.precision import Precision, computing_in, forward_in
 from bitsplit.ops.rounding import rounding_schedule
 from bitsplit.ops.threads import one_thread
 from bitsplit.quantizers import refresh_weight
@@ -96,6 +96,7 @@ class Global(Method):
         with (
             one_thread(),
             kept_memory(),
+            computing_in(self.precision, clock.device),
             torch.enable_grad(),
             learning(run.student, parameters),
             _Outputs(run) as outputs,
@@ -121,7 +122,7 @@ class Global(Method):
         outputs.clear()
         with torch.no_grad():
             wanted = run.forward(run.teacher, batch)
-        with computing_in(precision, next(run.student.parameters()).device):
+        with forward_in(precision, device_of(run.student)):
             got = run.forward(run.student, batch)
         distance = divergence(got, wanted)
         if torch.is_grad_enabled() and not distance.requires_grad:

@@ -33,15 +33,25 @@ def chosen_precision(precision: Precision, device: torch.device) -> Precision:
 
 @contextmanager
 def computing_in(precision: Precision, device: torch.device) -> Iterator[None]:
-    """``bf16`` rounds what goes into convolutions and products and what comes out, ``tf32`` what goes in."""
-    precision = chosen_precision(precision, device)
-    before = [switch.fp32_precision for switch in _TF32_SWITCHES]
-    for switch in _TF32_SWITCHES:
-        switch.fp32_precision = "tf32" if precision == "tf32" else "ieee"
+    """For loops with backward passes: on a GPU, in TF32 if asked for and only then, the same bits every time.
+
+    ``forward_in`` around the forward passes does the rest.
+    """
+    switches = [(switch, "fp32_precision") for switch in _TF32_SWITCHES]
+    switches += [(torch.backends.cudnn, "deterministic"), (torch.backends.cudnn, "benchmark")]
+    before = [getattr(*switch) for switch in switches]
+    tf32 = "tf32" if chosen_precision(precision, device) == "tf32" else "ieee"
     try:
-        # no cache: inside another autocast it would keep rounded weights after these have changed
-        with torch.autocast(device.type, torch.bfloat16, precision == "bf16", cache_enabled=False):
-            yield
+        for switch, value in zip(switches, (tf32, tf32, True, False), strict=True):
+            setattr(*switch, value)
+        yield
     finally:
-        for switch, value in zip(_TF32_SWITCHES, before, strict=True):
-            switch.fp32_precision = value
+        for switch, value in zip(switches, before, strict=True):
+            setattr(*switch, value)
+
+
+def forward_in(precision: Precision, device: torch.device) -> torch.autocast:
+    """``bf16`` rounds what goes into convolutions and products and what comes out."""
+    enabled = chosen_precision(precision, device) == "bf16"
+    # no cache: inside another autocast it would keep rounded weights after these have changed
+    return torch.autocast(device.type, torch.bfloat16, enabled, cache_enabled=False)
