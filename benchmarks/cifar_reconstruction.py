@@ -1,10 +1,10 @@
 """CIFAR-10 ResNet-20 by the methods that learn, alone and in chains, against their authors' released codes.
 
     python benchmarks/cifar_reconstruction.py ../shared/data [--seeds 3] [--threads 1] [--bits W2A32 W4A4]
-        [--only brecq qdrop] [--iterations 2000]
+        [--only brecq qdrop] [--iterations 2000] [--policy brecq]
 
 1,024 plain training images calibrate, all 10,000 test images test, norm statistics of the checkpoint, first
-and last layers by the papers' rules (their shortcuts are quantized). Cells: top-1 / share of images with the
+and last layers by the papers' rules (their shortcuts are quantized); --policy sets one for all. Cells: top-1 / share of images with the
 class of the float network, seconds.
 """
 
@@ -93,6 +93,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--iterations", type=int, default=2000)
     parser.add_argument("--bits", nargs="+", choices=WIDTHS, default=list(WIDTHS))
+    parser.add_argument("--policy", choices=("brecq", "qdrop"))
     known = methods(1)
     parser.add_argument("--only", nargs="+", choices=known, default=list(known))
     arguments = parser.parse_args()
@@ -105,7 +106,8 @@ def main() -> None:
         for width in arguments.bits:
             if name == "qdrop" and WIDTHS[width][1] is None:
                 continue  # without activations to drop it is brecq
-            score = measure(work, make(WIDTHS[width][1] is not None), policy, WIDTHS[width], seeds)
+            chain = make(WIDTHS[width][1] is not None)
+            score = measure(work, chain, arguments.policy or policy, WIDTHS[width], seeds)
             released = RELEASED.get(name, {}).get(width, "–")
             print(
                 f"| {name} | {width} | {score} | {released} | {statistics.mean(score.top1):.2f}", flush=True
