@@ -4,8 +4,8 @@
         [--only brecq qdrop] [--iterations 2000] [--policy brecq]
 
 1,024 plain training images calibrate, all 10,000 test images test, norm statistics of the checkpoint, first
-and last layers by the papers' rules (their shortcuts are quantized); --policy sets one for all. Cells: top-1 / share of images with the
-class of the float network, seconds.
+and last layers by the papers' rules (their shortcuts are quantized); --policy sets one for all rows. Cells:
+top-1 / share of images with the class of the float network, seconds.
 """
 
 from __future__ import annotations
