@@ -268,6 +268,30 @@ def test_layers_called_by_keyword(images: Tensor) -> None:
     assert relative_error(quantized, model, images) < 1e-3
 
 
+def test_keywords_in_another_order_are_the_same_arguments(images: Tensor) -> None:
+    class Weighed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.two = layer(6, 6), layer(6, 6)
+
+        def forward(self, main: Tensor, side: Tensor) -> Tensor:
+            return torch.relu(main + self.two(torch.relu(self.one(main)))) * torch.sigmoid(side)
+
+    def forward(m: nn.Module, x: Tensor, swapped: bool = False) -> Tensor:
+        x = torch.relu(m.first(x))
+        x = m.b(main=x, side=-x)
+        x = m.b(side=-x, main=x) if swapped else m.b(main=x, side=-x)
+        return m.fc(x.mean((2, 3)))
+
+    options = {**EIGHT, "policy": "brecq"}
+    parts = {"first": layer(3, 6), "b": Weighed(), "fc": nn.Linear(6, 4)}
+    plain = Net(forward, **parts).eval()
+    swapped = Net(lambda m, x: forward(m, x, swapped=True), **parts).eval()
+    quantized = [bitsplit.quantize(model, images, **options) for model in (plain, swapped)]
+    assert quantized[0].b.argument_quantizers
+    assert torch.equal(quantized[0](images), quantized[1](images))
+
+
 def test_autocast_around_the_call_does_not_count(model: nn.Module, images: Tensor) -> None:
     plain = bitsplit.quantize(model, images, **EIGHT)
     with torch.autocast("cpu", dtype=torch.bfloat16):

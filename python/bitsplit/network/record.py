@@ -54,7 +54,7 @@ class Op:
 class Call:
     """One call of a module: path, number among the calls of the same module, and the operations it ran.
 
-    arguments: per positional or keyword argument that holds tensors, the values in it.  whole_output: the
+    arguments: per argument that holds tensors, keywords by their names, the values in it.  whole_output: the
     output is one tensor and nothing else.  first, last: its operations are ``ops[first:last]``.
     """
 

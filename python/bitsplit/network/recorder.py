@@ -221,7 +221,8 @@ class _Recorder(TorchDispatchMode):
 
     def _before(self, name: str) -> Callable[..., None]:
         def enter(module: nn.Module, args: tuple, kwargs: dict) -> None:
-            arguments = tuple(filter(None, (self.read_all(value) for value in (*args, *kwargs.values()))))
+            values = (*args, *(kwargs[name] for name in sorted(kwargs)))
+            arguments = tuple(filter(None, map(self.read_all, values)))
             parent = self._stack[-1] if self._stack else None
             call = Call(name, self._call_counts[name], parent, arguments, len(self.record.ops))
             self._call_counts[name] += 1

@@ -33,7 +33,7 @@ def quantize_arguments(
     module: nn.Module, args: tuple, kwargs: dict[str, Any]
 ) -> tuple[tuple, dict[str, Any]]:
     """The forward-pre hook of every block that quantizes what it is called with."""
-    leaves, spec = pytree.tree_flatten((args, kwargs))
+    leaves, spec = pytree.tree_flatten((args, dict(sorted(kwargs.items()))))
     places = [index for index, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
     for position, quantizer in module.argument_quantizers.items():
         leaves[places[position]] = quantizer(leaves[places[position]])
