@@ -12,7 +12,10 @@ from torch import Tensor, nn
 
 from bitsplit.methods.base import LayerTask
 from bitsplit.methods.clock import Clock
+from bitsplit.ops.heap import kept_memory
+from bitsplit.ops.precision import Precision, computing_in
 from bitsplit.ops.steps import learned_quantize
+from bitsplit.ops.threads import one_thread
 from bitsplit.quantizers import ActivationQuantizer, WeightQuantizer, fitted_state, set_fitted_state
 
 SMALLEST = 1e-8
@@ -38,14 +41,20 @@ class WeightVariables(Variables, Protocol):
 
 
 @contextmanager
-def learning(module: nn.Module, parameters: Sequence[nn.Parameter]) -> Iterator[None]:
-    """While active, of all parameters in ``module`` only these get gradients."""
+def learning(
+    module: nn.Module, parameters: Sequence[nn.Parameter], precision: Precision, device: torch.device
+) -> Iterator[None]:
+    """For a loop of iterations: of all parameters in ``module`` only these get gradients, same bits always.
+
+    On the CPU in one thread, because gradients of convolutions depend on the number of threads.
+    """
     before = [(parameter, parameter.requires_grad) for parameter in module.parameters()]
     chosen = set(map(id, parameters))
     for parameter, _ in before:
         parameter.requires_grad_(id(parameter) in chosen)
     try:
-        yield
+        with one_thread(), kept_memory(), computing_in(precision, device), torch.enable_grad():
+            yield
     finally:
         for parameter, required in before:
             parameter.requires_grad_(required)

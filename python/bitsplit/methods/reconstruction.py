@@ -39,11 +39,9 @@ from bitsplit.methods.mse import Mse
 from bitsplit.methods.recorded import Recorded
 from bitsplit.methods.soft_rounding import SoftRounding
 from bitsplit.network.layers import LayerKind
-from bitsplit.ops.heap import kept_memory
 from bitsplit.ops.loss import reconstruction_loss
-from bitsplit.ops.precision import Precision, computing_in, forward_in
+from bitsplit.ops.precision import Precision, forward_in
 from bitsplit.ops.rounding import rounding_schedule
-from bitsplit.ops.threads import one_thread
 
 COMPARED = 512  # rows, at most, on which what was learned is compared with the start
 AT_ONCE = 64
@@ -183,8 +181,6 @@ class Reconstruction(Method):
         """Draw rows, compare the piece's output with the target, step: in all iterations of the clock.
 
         inputs: what the piece is called with.  ``Diverged`` when the loss is no number.
-
-        In one thread on the CPU: gradients of convolutions depend on the number of threads.
         """
         parameters = [parameter for some in variables for parameter in some.parameters]
         if not parameters or clock.iterations == 0:
@@ -205,13 +201,7 @@ class Reconstruction(Method):
             clock.advance()
             return loss.loss
 
-        with (
-            one_thread(),
-            kept_memory(),
-            computing_in(self.precision, clock.device),
-            torch.enable_grad(),
-            learning(piece.module, parameters),
-        ):
+        with learning(piece.module, parameters, self.precision, clock.device):
             self._iterate(piece, Recorded(piece.name, iteration, draw.card), clock)
 
     def _iterate(self, piece: Piece, iteration: Callable[[], Tensor], clock: Clock) -> None:

@@ -33,11 +33,9 @@ from bitsplit.methods.learning import (
 )
 from bitsplit.methods.registry import register
 from bitsplit.methods.soft_rounding import SoftRounding
-from bitsplit.ops.heap import kept_memory
 from bitsplit.ops.loss import class_divergence
-from bitsplit.ops.precision import Precision, computing_in, forward_in
+from bitsplit.ops.precision import Precision, forward_in
 from bitsplit.ops.rounding import rounding_schedule
-from bitsplit.ops.threads import one_thread
 from bitsplit.quantizers import refresh_weight
 
 LEAN = 0.99  # of a rounding variable towards the code that was chosen before
@@ -93,14 +91,7 @@ class Global(Method):
 
     def _learn(self, run: Run, variables: Sequence[Variables], clock: Clock) -> None:
         parameters = [parameter for some in variables for parameter in some.parameters]
-        with (
-            one_thread(),
-            kept_memory(),
-            computing_in(self.precision, clock.device),
-            torch.enable_grad(),
-            learning(run.student, parameters),
-            _Outputs(run) as outputs,
-        ):
+        with learning(run.student, parameters, self.precision, clock.device), _Outputs(run) as outputs:
             for iteration in run.iterations(self.name, clock.iterations):
                 if iteration % run.batch_count == 0:
                     batches = run.batches()
