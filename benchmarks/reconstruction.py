@@ -120,7 +120,7 @@ class PlainConv(nn.Conv2d):
         if self.high is not None:
             x = self.quantized(x)
         codes = torch.clamp(torch.floor(self.weight / self.scale) + self.h() + self.zero, 0, self.levels - 1)
-        return F.conv2d(x, (codes - self.zero) * self.scale, self.bias, padding=1)
+        return self._conv_forward(x, (codes - self.zero) * self.scale, self.bias)
 
 
 def plain(case: Case, device: str, activations: int | None) -> float:
@@ -133,20 +133,33 @@ def plain(case: Case, device: str, activations: int | None) -> float:
     with torch.no_grad():
         target = teacher(x)
         noisy = x + 0.01 * torch.randn_like(x)
-    optimizer = torch.optim.Adam([block.one.v, block.two.v])
-    steps = torch.optim.Adam([block.one.step, block.two.step], lr=4e-5)
+    work = learn_plainly(block, [block.one, block.two], x, noisy, target, activations)
+    return seconds(work, case.iterations, device)
+
+
+def learn_plainly(
+    block: nn.Module,
+    convs: list[PlainConv],
+    x: Tensor,
+    noisy: Tensor,
+    target: Tensor,
+    activations: int | None,
+) -> Callable[[int], None]:
+    """So many iterations of the training loop."""
+    optimizer = torch.optim.Adam([conv.v for conv in convs])
+    steps = torch.optim.Adam([conv.step for conv in convs], lr=4e-5)
     rates = torch.optim.lr_scheduler.CosineAnnealingLR(steps, 20_000)
 
     def work(iterations: int) -> None:
         for _ in range(iterations):
-            rows = torch.randperm(FEATURES)[:ROWS].to(device)
+            rows = torch.randperm(len(x))[:ROWS].to(x.device)
             chosen, wanted = noisy[rows], target[rows]
             if activations is not None:
                 chosen = torch.where(torch.rand_like(chosen) < 0.5, chosen, x[rows])
             optimizer.zero_grad()
             steps.zero_grad()
             loss = (block(chosen) - wanted).abs().pow(2).sum(1).mean()
-            for conv in (block.one, block.two):
+            for conv in convs:
                 loss = loss + 0.01 * (1 - (2 * conv.h() - 1).abs().pow(5.0)).sum()
             loss.backward()
             optimizer.step()
@@ -154,7 +167,7 @@ def plain(case: Case, device: str, activations: int | None) -> float:
                 steps.step()
                 rates.step()
 
-    return seconds(work, case.iterations, device)
+    return work
 
 
 def ours(case: Case, device: str, activations: int | None) -> float:
