@@ -28,15 +28,7 @@ import bitsplit
 ROWS = 128
 FEW = 20  # iterations of the plain loop that are timed
 PRODUCTS = ("conv", "gemm", "xmma", "cudnn", "cutlass", "implicit", "mkldnn", "addmm")
-OURS = (
-    "bitsplit",
-    "rounding_step",
-    "step_quantize",
-    "step_backward",
-    "mix_kernel",
-    "loss_kernel",
-    "join_sums",
-)
+OURS = ("bitsplit", "rounding_step", "step_", "mix_kernel", "loss_kernel", "join_sums")
 
 
 def call_of(model: nn.Module, name: str, images: Tensor) -> tuple[nn.Module, Tensor]:
@@ -97,7 +89,7 @@ def measure(name: str, arguments: argparse.Namespace) -> None:
     learned = bitsplit.quantize(model, data, method, weights=arguments.bits)
     synchronize(device)
     ours = time.perf_counter() - started
-    pieces = [piece for piece in learned._bitsplit.pieces]
+    pieces = learned._bitsplit.pieces
     loops = sum(piece.seconds for piece in pieces)
     some = data[:ROWS].to(device)
     plain = sum(plain_seconds(learned, piece.name, some, arguments.bits, device) for piece in pieces)
