@@ -45,7 +45,7 @@ def test_values_come_back_whatever_the_budget(budget: int, tmp_path: Path) -> No
 
 
 def test_small_tensors_lie_side_by_side_and_keep_their_values() -> None:
-    slabs = _Slabs()
+    slabs = _Slabs("pageable")
     tensors = [torch.full((n, 3), float(n)).T for n in range(1, 400)] + [torch.rand(SMALL // 4 - 1)] * 5
     placed = [slabs.place(tensor) for tensor in tensors]
     assert len({tensor.untyped_storage().data_ptr() for tensor in placed}) == 2
@@ -86,4 +86,5 @@ def test_what_a_gpu_reads_again_lies_in_pinned_memory(budget: int, tmp_path: Pat
         assert_same(torch.utils._pytree.tree_map_only(torch.Tensor, torch.Tensor.cpu, back), tree)
     kept = [leaf for leaves, _, _ in store._trees.values() for leaf in leaves if torch.is_tensor(leaf)]
     assert all(leaf.is_pinned() for leaf in kept if leaf.numel())
+    assert store.in_memory <= budget
     store.close()

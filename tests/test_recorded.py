@@ -31,9 +31,11 @@ def test_a_clock_tells_rows_and_keys_of_its_iteration():
     table = torch.arange(6.0).view(3, 2)
     first = clock.key(7)
     for iteration in range(3):
+        clock.begin()
         assert torch.equal(clock.row(table), table[iteration])
         assert clock.key(7) is first and first.tolist() == [7, iteration]
         assert clock.key(100 + iteration).tolist() == [100 + iteration, iteration]
+        assert [clock.key(7, apart=5).tolist()[0] for _ in range(2)] == [12, 17]
         clock.advance()
 
 
@@ -81,7 +83,7 @@ def test_groups_are_drawn_in_proportion_and_small_ones_whole():
 
 
 class FakeGraph:
-    """Replays what was called under ``FakeGraph.capture``."""
+    """Counts how often it is replayed."""
 
     def __init__(self) -> None:
         self.replays = 0
@@ -90,29 +92,50 @@ class FakeGraph:
         self.replays += 1
 
 
-def without_a_card(monkeypatch: pytest.MonkeyPatch) -> list[FakeGraph]:
-    """Lets ``Recorded`` believe in a GPU; the graphs that it records."""
-    graphs: list[FakeGraph] = []
+class FakeCuda:
+    """As much of ``torch.cuda`` as ``Recorded`` needs, without a GPU."""
+
+    CUDAGraph = FakeGraph
+
+    def __init__(self) -> None:
+        self.graphs: list[FakeGraph] = []
+        self.mode = "default"
+        self._stream = SimpleNamespace(device=CPU, wait_stream=lambda other: None)
+
+    def Stream(self, device: torch.device) -> SimpleNamespace:  # noqa: N802
+        return self._stream
+
+    def current_stream(self, device: torch.device) -> SimpleNamespace:
+        return self._stream
+
+    def stream(self, stream: SimpleNamespace) -> contextlib.nullcontext:
+        return contextlib.nullcontext()
+
+    def get_sync_debug_mode(self) -> str:
+        return self.mode
+
+    def set_sync_debug_mode(self, mode: str) -> None:
+        self.mode = mode
 
     @contextlib.contextmanager
-    def capture(graph: FakeGraph, stream: object):
-        yield
-        graphs.append(graph)
+    def graph(self, graph: FakeGraph, stream: SimpleNamespace):
+        try:
+            yield
+        except RuntimeError as error:
+            raise RuntimeError("operation failed due to a previous error during capture") from error
+        self.graphs.append(graph)
 
-    stream = SimpleNamespace(device=CPU, wait_stream=lambda other: None)
-    fake = SimpleNamespace(
-        Stream=lambda device: stream,
-        current_stream=lambda device: stream,
-        stream=lambda stream: contextlib.nullcontext(),
-        CUDAGraph=FakeGraph,
-        graph=capture,
-    )
+
+@pytest.fixture
+def cuda(monkeypatch: pytest.MonkeyPatch) -> FakeCuda:
+    fake = FakeCuda()
     monkeypatch.setattr(recorded.torch, "cuda", fake)
-    return graphs
+    monkeypatch.setattr(Recorded, "possible", True)
+    return fake
 
 
-def test_an_iteration_is_recorded_after_a_warm_up_and_replayed(monkeypatch):
-    graphs, calls = without_a_card(monkeypatch), []
+def test_an_iteration_is_recorded_after_a_warm_up_and_replayed(cuda):
+    calls = []
 
     def iteration() -> torch.Tensor:
         calls.append(len(calls))
@@ -121,12 +144,28 @@ def test_an_iteration_is_recorded_after_a_warm_up_and_replayed(monkeypatch):
     run = Recorded("block", iteration, torch.device("cuda"))
     results = [float(run()) for _ in range(WARM_UP + 4)]
     assert len(calls) == WARM_UP + 1
-    assert [graph.replays for graph in graphs] == [4]
+    assert [graph.replays for graph in cuda.graphs] == [4]
     assert results == [*range(1, WARM_UP + 1), *[WARM_UP + 1] * 4]
 
 
-def test_what_cannot_be_recorded_is_named_and_called(monkeypatch):
-    without_a_card(monkeypatch)
+def test_what_waits_for_the_gpu_is_named_and_called(cuda):
+    calls = []
+
+    def iteration() -> torch.Tensor:
+        calls.append(0)
+        if cuda.mode == "warn":
+            warnings.warn("called a synchronizing CUDA operation (Triggered internally)", stacklevel=1)
+        return torch.tensor(1.0)
+
+    run = Recorded("layer4.0", iteration, torch.device("cuda"))
+    with pytest.warns(UserWarning, match=r"layer4\.0: .*by kernel \(called a synchronizing") as caught:
+        for _ in range(WARM_UP + 5):
+            run()
+    assert len(caught) == 1 and len(calls) == WARM_UP + 5
+    assert cuda.graphs == [] and cuda.mode == "default" and Recorded.possible
+
+
+def test_what_fails_to_be_recorded_is_named_with_the_reason_and_called(cuda):
     calls = []
 
     def iteration() -> torch.Tensor:
@@ -136,13 +175,14 @@ def test_what_cannot_be_recorded_is_named_and_called(monkeypatch):
         return torch.tensor(1.0)
 
     run = Recorded("layer4.0", iteration, torch.device("cuda"))
-    with pytest.warns(
-        UserWarning, match=r"layer4\.0: .*kernel by kernel \(operation not permitted"
-    ) as caught:
+    with pytest.warns(UserWarning, match=r"layer4\.0: .*by kernel \(operation not permitted") as caught:
         for _ in range(WARM_UP + 5):
             run()
-    assert len(caught) == 1
-    assert len(calls) == WARM_UP + 5 + 1
+        again = Recorded("fc", lambda: torch.tensor(2.0), torch.device("cuda"))
+        for _ in range(WARM_UP + 5):
+            again()
+    assert len(caught) == 1 and len(calls) == WARM_UP + 5 + 1
+    assert cuda.graphs == [] and not Recorded.possible
 
 
 def test_elsewhere_every_call_is_a_call():
@@ -159,8 +199,13 @@ def test_recorded_iterations_learn_what_called_ones_do(model, images, monkeypatc
     def learned() -> nn.Module:
         return bitsplit.quantize(model.cuda(), images, METHODS[name], weights=3, activations=4)
 
+    graphs: list[Recorded] = []
+    monkeypatch.setattr(Recorded, "possible", True)
+    record = Recorded._record
+    monkeypatch.setattr(Recorded, "_record", lambda self: (record(self), graphs.append(self)))
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message=".*cannot be recorded")
         replayed = learned()
+    assert graphs and all(run._graph is not None for run in graphs)
     monkeypatch.setattr(recorded, "WARM_UP", 1 << 30)
     assert same(replayed, learned())

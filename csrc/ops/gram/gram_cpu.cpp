@@ -56,7 +56,8 @@ void mirror(const at::Tensor& G) {
   in_parallel(G.size(0) * blocks, [&](int64_t k) {
     double* matrix = G.mutable_data_ptr<double>() + k / blocks * n * n;
     double block[kBlock * kBlock];
-    const int64_t first = k % blocks * kBlock, rows = std::min(kBlock, n - first);
+    const int64_t place = k % blocks, row = place % 2 ? blocks - 1 - place / 2 : place / 2;  // work for all
+    const int64_t first = row * kBlock, rows = std::min(kBlock, n - first);
     for (int64_t above = 0; above <= first; above += kBlock) {
       const int64_t columns = std::min(kBlock, n - above);
       for (int64_t j = 0; j < columns; ++j)

@@ -10,7 +10,6 @@ import shutil
 import tempfile
 from collections.abc import Hashable, Iterable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from bitsplit.calibration.host_memory import Room, dense_copy, held, host_memory, pinned_size
 from bitsplit.device import free_memory
 
 SMALL = 1 << 20  # bytes
@@ -46,29 +46,18 @@ class _Slabs:
 
     size = 4 * SMALL
 
-    def __init__(self, pinned: bool = False) -> None:
-        self._pinned = pinned
+    def __init__(self, room: Room) -> None:
+        self._room = room
         self._slab = torch.empty(0, dtype=torch.uint8)
 
     def place(self, tensor: Tensor) -> Tensor:
         """A dense copy with the tensor's order of elements."""
         size = _bytes(tensor)
         if size > self._slab.numel():
-            self._slab = torch.empty(self.size, dtype=torch.uint8, pin_memory=self._pinned)
-        stride = torch.empty_like(tensor, device="meta").stride()
-        place = self._slab[:size].view(tensor.dtype).as_strided(tensor.shape, stride)
+            self._slab = host_memory(self.size, torch.uint8, self._room)
+        place = dense_copy(tensor, self._slab[:size].view(tensor.dtype))
         self._slab = self._slab[-(-size // 64) * 64 :]
-        return place.copy_(tensor)
-
-
-def _place(tensor: Tensor, pinned: bool) -> Tensor:
-    """A dense copy in host memory with the tensor's order of elements."""
-    return torch.empty_like(tensor, device="cpu", pin_memory=pinned).copy_(tensor)
-
-
-def _pins(device: torch.device) -> bool:
-    """Whether what goes to that device lies in memory that is never paged out: the GPU reads it faster."""
-    return device.type == "cuda"
+        return place
 
 
 class FeatureStore:
@@ -90,7 +79,7 @@ class FeatureStore:
         self._folder: Path | None = None
         self._trees: dict[Hashable, tuple[list[Any], Any, torch.device]] = {}
         self._files = 0
-        self._slabs = {pinned: _Slabs(pinned) for pinned in (False, True)}
+        self._slabs: dict[Room, _Slabs] = {"pinned": _Slabs("pinned"), "pageable": _Slabs("pageable")}
         self._blanks: dict[tuple[torch.dtype, torch.device], Tensor] = {}
         self._tables: dict[int, Path | None] = {}
 
@@ -98,12 +87,14 @@ class FeatureStore:
         """An uninitialised tensor: in up to half of a card's free memory, in the budget, or in a file."""
         size = math.prod(shape) * dtype.itemsize
         path: Path | None = None
+        if device.type == "cuda":
+            torch.cuda.empty_cache()  # what earlier pieces have left counts as taken otherwise
         if device.type == "cuda" and size <= free_memory(device) // 2:
             table = torch.empty(shape, dtype=dtype, device=device)
             self.on_card += size
-        elif self.in_memory + size <= self.budget:
-            table = torch.empty(shape, dtype=dtype, pin_memory=_pins(device))
-            self.in_memory += size
+        elif (room := self._room(size, device)) is not None:
+            table = host_memory(math.prod(shape), dtype, room).view(shape)
+            self.in_memory += held(table)
         else:
             path = self._new_file()
             table = torch.from_file(str(path), shared=True, size=math.prod(shape), dtype=dtype).view(shape)
@@ -118,7 +109,7 @@ class FeatureStore:
         if table.is_cuda:
             self.on_card -= _bytes(table)
         elif path is None:
-            self.in_memory -= _bytes(table)
+            self.in_memory -= held(table)
         else:
             self.on_disk -= _bytes(table)
             path.unlink(missing_ok=True)
@@ -126,7 +117,7 @@ class FeatureStore:
     def put(self, key: Hashable, tree: Any, device: torch.device) -> None:
         """Keep ``tree``; ``get`` brings its tensors back to ``device``."""
         leaves, spec = pytree.tree_flatten(tree)
-        self._trees[key] = ([self._keep(leaf, _pins(device)) for leaf in leaves], spec, device)
+        self._trees[key] = ([self._keep(leaf, device) for leaf in leaves], spec, device)
         self._note_most()
 
     def offer(self, key: Hashable, tree: Any, device: torch.device) -> bool:
@@ -170,15 +161,25 @@ class FeatureStore:
         if self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)
 
-    def _keep(self, leaf: Any, pinned: bool) -> Any:
+    def _room(self, size: int, device: torch.device) -> Room | None:
+        """In which memory what goes to ``device`` has room; None where in none."""
+        if device.type == "cuda" and self.in_memory + pinned_size(size) <= self.budget:
+            return "pinned"
+        return "pageable" if self.in_memory + size <= self.budget else None
+
+    def _keep(self, leaf: Any, device: torch.device) -> Any:
         if not isinstance(leaf, Tensor):
             return leaf
-        size = _bytes(leaf)
-        if self.in_memory + size > self.budget:
-            return self._write(leaf.detach().to("cpu", copy=True))
-        self.in_memory += size
-        place = self._slabs[pinned].place if 0 < size < SMALL else partial(_place, pinned=pinned)
-        return place(leaf.detach())
+        size, leaf = _bytes(leaf), leaf.detach()
+        room = self._room(size, device)
+        if room is None:
+            return self._write(leaf.to("cpu", copy=True))
+        if 0 < size < SMALL:
+            self.in_memory += size
+            return self._slabs[room].place(leaf)
+        place = dense_copy(leaf, host_memory(leaf.numel(), leaf.dtype, room))
+        self.in_memory += held(place)
+        return place
 
     def _note_most(self) -> None:
         self.most = max(self.most, self.on_card + self.in_memory + self.on_disk - sum(self._offered.values()))
@@ -218,7 +219,7 @@ class FeatureStore:
             leaf.path.unlink()
             return _hollow(leaf)
         if isinstance(leaf, Tensor) and leaf.untyped_storage().nbytes() > leaf.element_size():
-            self.in_memory -= _bytes(leaf)
+            self.in_memory -= _bytes(leaf) if _bytes(leaf) < SMALL else held(leaf)
             return _hollow(leaf)
         return leaf
 

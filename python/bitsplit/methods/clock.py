@@ -7,19 +7,24 @@ iteration and replay it (``bitsplit.methods.recorded``), and all devices run the
 from __future__ import annotations
 
 import math
+from collections import Counter
 
 import torch
 from torch import Tensor
 
 
 class Clock:
-    """Counts ``iterations`` from 0; ``advance`` ends one."""
+    """Counts ``iterations`` from 0: ``begin`` starts one, again if it was broken off, ``advance`` ends it."""
 
     def __init__(self, iterations: int, device: torch.device) -> None:
         self.iterations = iterations
         self.device = device
         self._now = torch.zeros(1, dtype=torch.int64, device=device)
         self._keys: dict[int, Tensor] = {}
+        self._drawn: Counter[int] = Counter()  # with every seed in this iteration
+
+    def begin(self) -> None:
+        self._drawn.clear()
 
     def advance(self) -> None:
         self._now.add_(1)
@@ -30,8 +35,13 @@ class Clock:
         """This iteration's row of a table on the device."""
         return table.index_select(0, self._now)[0]
 
-    def key(self, seed: int) -> Tensor:
-        """(seed, iteration) for operators that draw at random (``bitsplit.ops.steps``)."""
+    def key(self, seed: int, apart: int = 1 << 32) -> Tensor:
+        """(seed, iteration) for operators that draw at random (``bitsplit.ops.steps``).
+
+        apart: how far the seeds of further draws in the same iteration are from each other.
+        """
+        self._drawn[seed] += 1
+        seed += apart * (self._drawn[seed] - 1)
         if seed not in self._keys:
             self._keys[seed] = torch.cat([self._now.new_tensor([seed]), self._now])
         return self._keys[seed]

@@ -87,15 +87,17 @@ class _LayerDivisors:
         self._zero = quantizer.per_channel(quantizer.zero_point)
         self.divisor = nn.Parameter(torch.zeros_like(self._float))
         self.scale = nn.Parameter(quantizer.scale.log().to(self._float.dtype))
+        # written in place: a recorded iteration reads the same memory every time
+        self._ratio, self._level = torch.empty_like(self._float), torch.empty_like(self._float)
         self.write()
 
     def write(self) -> None:
         """The weight that scales and divisors stand for."""
         scale = self._quantizer.per_channel(self.scale.detach().exp())
-        self._ratio = self._float / (scale * self.divisor.detach().exp())
+        self._ratio.copy_(self._float / (scale * self.divisor.detach().exp()))
         grid = self._quantizer.grid
         lowest, highest = grid.low - self._zero, grid.high - self._zero
-        self._level = torch.minimum(torch.maximum(self._ratio.round(), lowest), highest)
+        self._level.copy_(torch.minimum(torch.maximum(self._ratio.round(), lowest), highest))
         self.weight.data.copy_(scale * self._level)
 
     def take_gradients(self) -> None:

@@ -44,9 +44,11 @@ class WeightVariables(Variables, Protocol):
 def learning(
     module: nn.Module, parameters: Sequence[nn.Parameter], precision: Precision, device: torch.device
 ) -> Iterator[None]:
-    """For a loop of iterations: of all parameters in ``module`` only these get gradients, same bits always.
+    """For a loop of iterations: of all parameters in ``module`` only these get gradients.
 
-    On the CPU in one thread, because gradients of convolutions depend on the number of threads.
+    The loop gives the same bits every time: on the CPU in one thread, because gradients of convolutions
+    depend on the number of threads; on a GPU by the choice of cuDNN's algorithms, so far as the module's
+    other operations do.
     """
     before = [(parameter, parameter.requires_grad) for parameter in module.parameters()]
     chosen = set(map(id, parameters))
@@ -93,7 +95,7 @@ class Adam:
         self._clock = clock
         if not variables:
             return
-        self._rate = torch.tensor(rate, device=variables[0].device)
+        self._rate = torch.tensor(rate, dtype=torch.float32, device=variables[0].device)
         self._rates = None if clock is None else clock.falling(rate)
         self._optimizer = torch.optim.Adam(variables, lr=self._rate, fused=True, capturable=True)
         self._optimizer._warned_capturable_if_run_uncaptured = True  # not every iteration is recorded
@@ -163,7 +165,6 @@ class LearnedSteps:
         self.parameters = [nn.Parameter(quantizer.scale.clone()) for quantizer in self._quantizers]
         self._adam = Adam(self.parameters, rate, clock)
         self._clock, self._drop, self._seed = clock, drop, seed
-        self._calls = [0] * len(self._quantizers)  # of every quantizer in this iteration
 
     def __enter__(self) -> LearnedSteps:
         for number, quantizer in enumerate(self._quantizers):
@@ -178,16 +179,13 @@ class LearnedSteps:
 
     def _quantized(self, number: int, x: Tensor) -> Tensor:
         quantizer = self._quantizers[number]
-        self._calls[number] += 1
-        # no two calls in one iteration drop the same elements
-        seed = self._seed + number + len(self._calls) * self._calls[number]
-        key = self._clock.key(seed)
+        count = len(self._quantizers)
+        key = self._clock.key(self._seed + number + count, apart=count)
         low, high = quantizer.grid.low, quantizer.grid.high
         return learned_quantize(x, self.parameters[number], quantizer.zero_point, low, high, self._drop, key)
 
     def step(self) -> None:
         """Learn from the gradients of the steps, and forget them."""
         self._adam.step()
-        self._calls = [0] * len(self._calls)
         for scale in self.parameters:
             scale.data.clamp_(min=SMALLEST)

@@ -40,7 +40,7 @@ from bitsplit.methods.recorded import Recorded
 from bitsplit.methods.soft_rounding import SoftRounding
 from bitsplit.network.layers import LayerKind
 from bitsplit.ops.loss import reconstruction_loss
-from bitsplit.ops.precision import Precision, forward_in
+from bitsplit.ops.precision import Precision, computing_in, forward_in
 from bitsplit.ops.rounding import rounding_schedule
 
 COMPARED = 512  # rows, at most, on which what was learned is compared with the start
@@ -189,6 +189,9 @@ class Reconstruction(Method):
         draw = samples.draws(self.batch, clock.iterations, generator)
 
         def iteration() -> Tensor:
+            clock.begin()
+            for parameter in parameters:
+                parameter.grad = None
             sample = draw()
             with forward_in(self.precision, clock.device):
                 output = piece.run(*inputs(sample)).to(sample.target.dtype)
@@ -234,7 +237,8 @@ def relative_error(piece: Piece, samples: Samples) -> float:
     error = energy = torch.zeros((), dtype=torch.float64)
     rows = 0
     for sample in samples.all(AT_ONCE):
-        output = piece.run(sample.args, sample.kwargs)
+        with computing_in("fp32", piece.device):
+            output = piece.run(sample.args, sample.kwargs)
         error = error + reconstruction_loss(output, sample.target, sample.weight).loss
         energy = energy + reconstruction_loss(torch.zeros_like(output), sample.target, sample.weight).loss
         rows += len(output)

@@ -34,7 +34,7 @@ from bitsplit.methods.learning import (
 from bitsplit.methods.registry import register
 from bitsplit.methods.soft_rounding import SoftRounding
 from bitsplit.ops.loss import class_divergence
-from bitsplit.ops.precision import Precision, forward_in
+from bitsplit.ops.precision import Precision, computing_in, forward_in
 from bitsplit.ops.rounding import rounding_schedule
 from bitsplit.quantizers import refresh_weight
 
@@ -95,6 +95,7 @@ class Global(Method):
             for iteration in run.iterations(self.name, clock.iterations):
                 if iteration % run.batch_count == 0:
                     batches = run.batches()
+                clock.begin()
                 loss = self._loss(run, next(batches), outputs, self.precision)
                 run.show(loss.detach())
                 if not torch.isfinite(loss):
@@ -106,7 +107,7 @@ class Global(Method):
 
     def _distance(self, run: Run) -> float:
         """The loss of the network as it is, mean over the batches."""
-        with _Outputs(run) as outputs:
+        with computing_in("fp32", device_of(run.student)), _Outputs(run) as outputs:
             return sum(float(self._loss(run, batch, outputs)) for batch in run.batches()) / run.batch_count
 
     def _loss(self, run: Run, batch: Any, outputs: _Outputs, precision: Precision = "fp32") -> Tensor:

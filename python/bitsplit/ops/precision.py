@@ -33,7 +33,8 @@ def chosen_precision(precision: Precision, device: torch.device) -> Precision:
 
 @contextmanager
 def computing_in(precision: Precision, device: torch.device) -> Iterator[None]:
-    """For loops with backward passes: on a GPU, in TF32 if asked for and only then, the same bits every time.
+    """For loops with backward passes: on a GPU in TF32 if asked for and only then, and by algorithms of cuDNN
+    that give the same bits every time.
 
     ``forward_in`` around the forward passes does the rest.
     """
