@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import warnings
+
 import pytest
 import torch
 from function_net import Net, layer
+from residual_net import same
 from torch import Tensor, nn
 
 import bitsplit
@@ -40,6 +43,34 @@ def test_the_output_comes_closer_and_the_integers_stay(model, images, start, act
     found, expected = bitsplit.codes(after), bitsplit.codes(before)
     assert all(torch.equal(found[name].codes, expected[name].codes) for name in expected)
     assert all((found[name].scale > 0).all() for name in found)
+
+
+def test_rates_that_are_too_high_are_lowered_once(model, images):
+    """Biases that move by units: even a quarter of that is too much, and nothing of it stays."""
+    start, options = bitsplit.Mse(), {"weights": 4, "batch_size": 16}
+    before = bitsplit.quantize(model, images, start, **options)
+    harmful = bitsplit.Global(epochs=2, scale_rate=0.0, bias_rate=10.0)
+    with pytest.warns(UserWarning) as caught:
+        kept = bitsplit.quantize(model, images, [start, harmful], **options)
+    said = [str(warning.message) for warning in caught if "no gain" in str(warning.message)]
+    assert len(said) == 2 and "tried again at lower rates" in said[0] and "kept what it" in said[1]
+    assert same(kept, before)
+
+
+def test_lower_rates_keep_their_gain(model, images):
+    start, options = bitsplit.Mse(), {"weights": 2, "batch_size": 16}
+    before = bitsplit.quantize(model, images, start, **options)
+    for rate in (0.05, 0.1, 0.2, 0.4, 0.8):
+        method = bitsplit.Global(epochs=20, scale_rate=rate, bias_rate=rate)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            after = bitsplit.quantize(model, images, [start, method], **options)
+        said = [str(warning.message) for warning in caught if "no gain" in str(warning.message)]
+        if len(said) == 1:
+            assert "tried again" in said[0]
+            assert distance(after, model, images) < distance(before, model, images)
+            return
+    pytest.fail("no rate was too high by less than four times")
 
 
 def test_integers_move_to_a_neighbour_at_most(model, images):

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from bitsplit.methods.base import LayerTask
+from bitsplit.methods.base import LayerTask, Method
 from bitsplit.methods.clock import Clock
 from bitsplit.ops.heap import kept_memory
 from bitsplit.ops.precision import Precision, computing_in
@@ -19,6 +19,9 @@ from bitsplit.ops.threads import one_thread
 from bitsplit.quantizers import ActivationQuantizer, WeightQuantizer, fitted_state, set_fitted_state
 
 SMALLEST = 1e-8
+SLOWER = 4
+
+AnyMethod = TypeVar("AnyMethod", bound=Method)
 
 
 class Variables(Protocol):
@@ -72,6 +75,12 @@ def set_fitted(layers: Sequence[LayerTask], state: dict[str, dict[str, Tensor]])
     """Bring back what ``fitted`` told."""
     for layer in layers:
         set_fitted_state(layer.module, state[layer.name])
+
+
+def slower(method: AnyMethod) -> AnyMethod:
+    """The same at a fraction of its rates, for what they were too high for."""
+    rates = {name: value / SLOWER for name, value in method if name.endswith("rate")}
+    return method.model_copy(update=rates)
 
 
 def gradient_of(weight: nn.Parameter) -> Tensor:

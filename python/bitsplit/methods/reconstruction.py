@@ -34,6 +34,7 @@ from bitsplit.methods.learning import (
     fitted,
     learning,
     set_fitted,
+    slower,
 )
 from bitsplit.methods.mse import Mse
 from bitsplit.methods.recorded import Recorded
@@ -47,7 +48,6 @@ COMPARED = 512  # rows, at most, on which what was learned is compared with the 
 AT_ONCE = 64
 COLLAPSE = 1.5  # so many times the error of the start is no result,
 NEGLIGIBLE = 1e-3  # unless it is hardly any error at all
-SLOWER = 4
 LOOKED_AT = 50
 
 
@@ -118,8 +118,7 @@ class Reconstruction(Method):
             remarks.append(f"collapsed ({before:.2%} -> {after:.2%}), learned again at lower rates")
             warnings.warn(f"{piece.name}: {self.name} {remarks[0]}", stacklevel=2)
             set_fitted(piece.layers, start)
-            slower = {name: value / SLOWER for name, value in self if name.endswith("rate")}
-            after, undecided = self.model_copy(update=slower)._attempt(piece, samples)
+            after, undecided = slower(self)._attempt(piece, samples)
         if not after <= before:
             remarks.append("no gain, kept its start")
             set_fitted(piece.layers, start)

@@ -30,6 +30,7 @@ from bitsplit.methods.learning import (
     fitted,
     learning,
     set_fitted,
+    slower,
 )
 from bitsplit.methods.registry import register
 from bitsplit.methods.soft_rounding import SoftRounding
@@ -64,24 +65,27 @@ class Global(Method):
     precision: Precision = "auto"
 
     def finish(self, run: Run) -> None:
-        iterations = self.epochs * run.batch_count
-        if iterations == 0:
+        if self.epochs == 0 or run.batch_count == 0:
             return
         tasks = run.tasks()
         start, before = fitted(tasks), self._distance(run)
+        attempts = {"tried again at lower rates": self, "kept what it started from": slower(self)}
+        for consequence, method in attempts.items():
+            method._tune(run, tasks)
+            after = self._distance(run)
+            if after <= before:
+                return
+            set_fitted(tasks, start)
+            warnings.warn(f"global: no gain ({before:.3g} -> {after:.3g}), {consequence}", stacklevel=2)
+
+    def _tune(self, run: Run, tasks: Sequence[LayerTask]) -> None:
         inputs = {getattr(task.module, "input_quantizer", None): None for task in tasks}
         quantizers = [quantizer for quantizer in inputs if quantizer is not None and quantizer.is_fitted]
-        clock = Clock(iterations, device_of(run.student))
+        clock = Clock(self.epochs * run.batch_count, device_of(run.student))
         with LearnedSteps(quantizers, self.step_rate, clock, 0.0, run.seed) as steps:
             weights = self._weights([task for task in tasks if task.is_fitted], clock)
             self._learn(run, [weights, LearnedBiases(tasks, self.bias_rate, clock), steps], clock)
             weights.harden()
-        after = self._distance(run)
-        if not after <= before:
-            warnings.warn(
-                f"global: no gain ({before:.3g} -> {after:.3g}), kept what it started from", stacklevel=2
-            )
-            set_fitted(tasks, start)
 
     def _weights(self, tasks: Sequence[LayerTask], clock: Clock) -> WeightVariables:
         if self.rate == 0:
