@@ -11,7 +11,7 @@ from function_net import Net, layer, three_layers
 from torch import Tensor, nn
 
 import bitsplit
-from bitsplit.errors import BitsplitError, ModelError, RecipeError
+from bitsplit.errors import BitsplitError, CalibrationError, CheckpointError, ModelError, RecipeError
 
 
 @pytest.fixture
@@ -73,3 +73,48 @@ def test_weights_that_left_their_codes_are_not_saved(
     with pytest.raises(BitsplitError, match="no longer what its codes stand for"):
         bitsplit.save(quantized, tmp_path / "net.safetensors")
     assert not (tmp_path / "net.safetensors").exists()
+
+
+@pytest.mark.parametrize("chain", [["equalize"], ["norms"], ["equalize", "norms"]])
+def test_a_chain_that_fits_no_weights_is_refused(model: nn.Module, images: Tensor, chain: list[str]) -> None:
+    with pytest.raises(RecipeError, match="no method of the chain"):
+        bitsplit.quantize(model, images, chain)
+
+
+@pytest.mark.parametrize("chain", [["bias_correction"], ["bias_correction", "bitsplit"]])
+def test_bias_correction_in_front_is_refused(model: nn.Module, images: Tensor, chain: list[str]) -> None:
+    with pytest.raises(BitsplitError, match="after a weight method"):
+        bitsplit.quantize(model, images, chain)
+
+
+@pytest.mark.parametrize("options", [{"scales": ()}, {"scales": (0.9, -1.0)}, {"polish": False}])
+def test_options_that_cannot_be_followed_are_refused(options: dict) -> None:
+    with pytest.raises(ValueError, match=r"scales|polish"):
+        bitsplit.BitSplit(**options)
+
+
+@pytest.mark.parametrize("activations", [None, 8])
+def test_a_quantized_model_is_not_quantized_again(
+    model: nn.Module, images: Tensor, activations: int | None
+) -> None:
+    quantized = bitsplit.quantize(model, images, activations=activations)
+    with pytest.raises(ModelError, match="already"):
+        bitsplit.quantize(quantized, images)
+
+
+def test_a_layer_too_large_for_the_memory_is_named_before_anything_runs(monkeypatch) -> None:
+    net = nn.Sequential(
+        nn.Linear(6, 600), nn.ReLU(), nn.Linear(600, 600), nn.ReLU(), nn.Linear(600, 3)
+    ).eval()
+    monkeypatch.setattr("bitsplit.calibration.engine.free_memory", lambda device: 2 * 8 * 600**2)
+    inputs = torch.randn(16, 6)
+    with pytest.raises(CalibrationError, match=r"^2: fitting it takes about .* GiB of memory"):
+        bitsplit.quantize(net, inputs, weights=4)
+    for remedy in ({"layers": {"[24]": {"weights": None}}}, {"method": "mse"}):
+        assert bitsplit.codes(bitsplit.quantize(net, inputs, weights=4, **remedy))
+
+
+def test_a_checkpoint_folder_that_cannot_be_made(model: nn.Module, images: Tensor, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(CheckpointError, match="file"):
+        bitsplit.quantize(model, images, "minmax", checkpoint=tmp_path / "file")

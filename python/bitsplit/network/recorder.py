@@ -221,7 +221,7 @@ class _Recorder(TorchDispatchMode):
 
     def _before(self, name: str) -> Callable[..., None]:
         def enter(module: nn.Module, args: tuple, kwargs: dict) -> None:
-            values = (*args, *(kwargs[name] for name in sorted(kwargs)))
+            values = (*args, *(kwargs[keyword] for keyword in sorted(kwargs)))
             arguments = tuple(filter(None, map(self.read_all, values)))
             parent = self._stack[-1] if self._stack else None
             call = Call(name, self._call_counts[name], parent, arguments, len(self.record.ops))
