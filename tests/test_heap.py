@@ -1,44 +1,65 @@
-"""Memory that is kept while something is learned."""
+"""Memory that is kept while something is learned.
+
+Each test is a process of its own: where an allocation has failed before, memory comes from elsewhere.
+"""
 
 from __future__ import annotations
 
 import ctypes
-import resource
+import os
+import subprocess
+import sys
 
 import pytest
-import torch
 
+pytestmark = pytest.mark.skipif(
+    not hasattr(ctypes.CDLL(None), "mallopt"), reason="the C library is not glibc"
+)
+
+A_ROUND = """
+import resource
+import torch
 from bitsplit.ops.heap import kept_memory
 
+MEBIBYTES = (5, 40, 7)
 
-def faults() -> int:
+def a_round():
+    tensors = [torch.ones(size << 18) for size in MEBIBYTES]
+
+def faults():
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 
+def resident():
+    with open("/proc/self/statm") as numbers:
+        return int(numbers.read().split()[1]) * resource.getpagesize()
+"""
 
-def some_large_tensors() -> None:
-    tensors = [torch.ones(size << 18) for size in (5, 40, 7)]
-    del tensors
+
+def run(code: str) -> None:
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(
+        [sys.executable, "-c", A_ROUND + code], capture_output=True, text=True, env=environment
+    )
+    assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="the C library is not glibc")
 def test_a_loop_takes_its_memory_once():
-    with kept_memory():
-        some_large_tensors()
-        some_large_tensors()
-        before = faults()
-        for _ in range(10):
-            some_large_tensors()
-        assert faults() - before < 52 * 256  # pages of one round
+    run("""
+with kept_memory():
+    a_round()
+    a_round()
+    before = faults()
+    for _ in range(10):
+        a_round()
+    assert (faults() - before) * resource.getpagesize() < sum(MEBIBYTES) << 20
+""")
 
 
-@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="the C library is not glibc")
 def test_what_is_free_goes_back():
-    def resident() -> int:
-        with open("/proc/self/statm") as numbers:
-            return int(numbers.read().split()[1]) * resource.getpagesize()
-
-    before = resident()
-    with kept_memory():
-        some_large_tensors()
-        assert resident() > before + (40 << 20)
-    assert resident() < before + (40 << 20)
+    run("""
+before = resident()
+with kept_memory():
+    a_round()
+    assert resident() > before + (40 << 20)
+assert resident() < before + (40 << 20)
+""")

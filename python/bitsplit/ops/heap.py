@@ -18,6 +18,9 @@ def kept_memory() -> Iterator[None]:
 
     A fresh page costs more than computing what fills it.  Afterwards what is free goes back, and the C
     library's limits are those that it would itself reach in time.  Without glibc nothing changes.
+
+    It holds for glibc's main arena, from which a process's first thread takes its memory as long as no
+    allocation has failed there.  Other arenas still give back what fills 64 MiB of them.
     """
     library = ctypes.CDLL(None)
     if not hasattr(library, "mallopt"):
