@@ -11,8 +11,10 @@ from torch import Tensor, nn
 
 import bitsplit
 from bitsplit.errors import RecipeError
+from bitsplit.methods.base import Sample
 from bitsplit.methods.clock import Clock
 from bitsplit.methods.learning import LearnedSteps
+from bitsplit.methods.qdrop import Drops
 from bitsplit.quantizers import ActivationQuantizer, Grid, fitted_state, set_fitted_state
 
 
@@ -109,10 +111,27 @@ def test_calls_of_a_quantizer_drop_different_elements():
     quantizer.set(torch.tensor([1.0]))
     x = torch.rand(1000) * 2 + 0.1
     clock = Clock(10, x.device)
-    with LearnedSteps([quantizer, ActivationQuantizer(Grid.unsigned(2), -3)][:1], 0.1, clock, 0.5, seed=7):
+    with LearnedSteps([quantizer], 0.1, clock, 0.5, Drops(0.5, 7, clock).key):
         masks = [quantizer(x).detach() == x for _ in range(2)]
     assert 0.3 < float((masks[0] == masks[1]).float().mean()) < 0.7
     assert "forward" not in vars(quantizer)
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_an_input_is_float_or_quantized_and_nothing_between(memory_format):
+    quantizer = ActivationQuantizer(Grid.unsigned(2), -3)
+    quantizer.set(torch.tensor([1.0]))
+    student, teacher = (
+        torch.full((8, 4, 5, 5), value).to(memory_format=memory_format) for value in (0.25, 0.75)
+    )
+    clock = Clock(10, student.device)
+    drops = Drops(0.5, 7, clock)
+    with LearnedSteps([quantizer], 0.1, clock, 0.5, drops.key):
+        for _ in range(2):
+            clock.begin()
+            (x,), _ = drops.inputs(Sample((student,), {}, student, None, ((teacher,), {})))
+            assert quantizer(x).unique().tolist() == [0.0, 0.75]
+            assert quantizer(torch.relu(x)).unique().tolist() == [0.0, 0.25, 0.75, 1.0]
 
 
 def test_a_layer_that_some_calls_do_not_reach(images):

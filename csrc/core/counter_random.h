@@ -20,11 +20,10 @@ BITSPLIT_HOST_DEVICE uint64_t mixed(uint64_t bits) {
   return bits ^ bits >> 31;
 }
 
-// Keys of different seeds, iterations or streams have nothing to do with each other. `stream` tells apart
-// what is drawn for different purposes under one seed and iteration.
-BITSPLIT_HOST_DEVICE RandomKey random_key(uint64_t seed, uint64_t iteration, uint64_t stream) {
+// Keys of different seeds or iterations have nothing to do with each other.
+BITSPLIT_HOST_DEVICE RandomKey random_key(uint64_t seed, uint64_t iteration) {
   constexpr uint64_t kGolden = 0x9e3779b97f4a7c15;
-  const uint64_t bits = mixed(mixed(mixed(stream + kGolden) ^ seed) + kGolden * (iteration + 1));
+  const uint64_t bits = mixed(mixed(mixed(kGolden) ^ seed) + kGolden * (iteration + 1));
   return {static_cast<uint32_t>(bits), static_cast<uint32_t>(bits >> 32)};
 }
 

@@ -12,8 +12,8 @@
 //   less zero_point: LSQ's gradient. Which elements were dropped is made again from the key, not stored.
 //
 // mix(a, b, share, key)
-//   b's element with probability `share`, else a's, in a's memory format. Not differentiable. A key drops
-//   other elements here than in step_quantize.
+//   b's element with probability `share`, else a's, in a's memory format. Not differentiable. The
+//   elements from b are those that step_quantize drops from a with this key and share.
 //
 // x, a, b: any shape and strides; float32, float64, float16 or bfloat16. Computed in float64 for float64,
 // else

@@ -26,11 +26,11 @@ struct StepOperators {
 
   // run(rule) with the rule of the share.
   template <typename Run>
-  static void with_rule(double share, const at::Tensor& key, Stream stream, const Run& run) {
+  static void with_rule(double share, const at::Tensor& key, const Run& run) {
     if (share == 0)
       run(KeepAll{});
     else
-      run(RandomDropRule{key.const_data_ptr<int64_t>(), stream, drop_bound(share)});
+      run(RandomDropRule{key.const_data_ptr<int64_t>(), drop_bound(share)});
   }
 
   static void run_quantize(const StepCall& call) {
@@ -38,7 +38,7 @@ struct StepOperators {
       using T = at::opmath_type<scalar_t>;
       const StepQuantize<scalar_t, T> element{call.x.const_data_ptr<scalar_t>(),
                                               call.output.mutable_data_ptr<scalar_t>()};
-      with_rule(call.drop, call.key, Stream::steps,
+      with_rule(call.drop, call.key,
                 [&](const auto& rule) { Device::template quantize<T>(call, element, grids<T>(call), rule); });
     });
   }
@@ -49,7 +49,7 @@ struct StepOperators {
       const StepQuantizeBackward<scalar_t, T> element{call.grad.const_data_ptr<scalar_t>(),
                                                       call.x.const_data_ptr<scalar_t>(),
                                                       call.output.mutable_data_ptr<scalar_t>()};
-      with_rule(call.drop, call.key, Stream::steps,
+      with_rule(call.drop, call.key,
                 [&](const auto& rule) { Device::template backward<T>(call, element, grids<T>(call), rule); });
     });
   }
@@ -59,7 +59,7 @@ struct StepOperators {
     const Mix<Bits> element{static_cast<const Bits*>(call.a.const_data_ptr()),
                             static_cast<const Bits*>(call.b.const_data_ptr()),
                             static_cast<Bits*>(call.output.mutable_data_ptr())};
-    with_rule(call.share, call.key, Stream::mix, [&](const auto& rule) { Device::mix(call, element, rule); });
+    with_rule(call.share, call.key, [&](const auto& rule) { Device::mix(call, element, rule); });
   }
   static void run_mix(const MixCall& call) {
     const auto bytes = call.a.element_size();

@@ -9,9 +9,6 @@
 
 namespace bitsplit {
 
-// What keys are used for: one stream of random bits each.
-enum class Stream : uint64_t { steps, mix };
-
 // Which elements are dropped. A call holds a rule; where the key can be read, once for many elements,
 // rule.read() becomes a drop, and drop(i) tells of element i.
 struct KeepAll {
@@ -28,13 +25,10 @@ struct RandomDrop {
 
 struct RandomDropRule {
   const int64_t* key;  // seed, iteration
-  Stream stream;
   int32_t bound;
 
   BITSPLIT_HOST_DEVICE RandomDrop read() const {
-    return {random_key(static_cast<uint64_t>(key[0]), static_cast<uint64_t>(key[1]),
-                       static_cast<uint64_t>(stream)),
-            bound};
+    return {random_key(static_cast<uint64_t>(key[0]), static_cast<uint64_t>(key[1])), bound};
   }
 };
 

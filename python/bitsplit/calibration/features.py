@@ -87,9 +87,7 @@ class FeatureStore:
         """An uninitialised tensor: in up to half of a card's free memory, in the budget, or in a file."""
         size = math.prod(shape) * dtype.itemsize
         path: Path | None = None
-        if device.type == "cuda":
-            torch.cuda.empty_cache()  # what earlier pieces have left counts as taken otherwise
-        if device.type == "cuda" and size <= free_memory(device) // 2:
+        if _fits_on(device, size):
             table = torch.empty(shape, dtype=dtype, device=device)
             self.on_card += size
         elif (room := self._room(size, device)) is not None:
@@ -222,6 +220,14 @@ class FeatureStore:
             self.in_memory -= _bytes(leaf) if _bytes(leaf) < SMALL else held(leaf)
             return _hollow(leaf)
         return leaf
+
+
+def _fits_on(device: torch.device, size: int) -> bool:
+    """Whether ``device`` is a card and half of what is free there holds ``size`` bytes."""
+    if device.type != "cuda":
+        return False
+    torch.cuda.empty_cache()  # what earlier pieces have left counts as taken otherwise
+    return size <= free_memory(device) // 2
 
 
 def _hollow(leaf: Tensor | _OnDisk) -> Tensor:

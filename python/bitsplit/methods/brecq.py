@@ -9,7 +9,7 @@ from pydantic import Field
 from bitsplit.methods.base import Granularity, Piece, Samples
 from bitsplit.methods.clock import Clock
 from bitsplit.methods.learning import LearnedSteps
-from bitsplit.methods.reconstruction import Reconstruction, seed_of
+from bitsplit.methods.reconstruction import Reconstruction
 from bitsplit.methods.registry import register
 
 
@@ -34,6 +34,6 @@ class Brecq(Reconstruction):
     def reconstruct(self, piece: Piece, samples: Samples) -> float:
         undecided = self.learn_weights(piece, samples, Clock(self.iterations, piece.device))
         clock = Clock(self.step_iterations, piece.device)
-        with LearnedSteps(piece.quantizers, self.step_rate, clock, 0.0, seed_of(piece)) as steps:
+        with LearnedSteps(piece.quantizers, self.step_rate, clock) as steps:
             self.learn(piece, samples, [steps], clock, p=self.step_p)
         return undecided

@@ -35,13 +35,13 @@ class Clock:
         """This iteration's row of a table on the device."""
         return table.index_select(0, self._now)[0]
 
-    def key(self, seed: int, apart: int = 1 << 32) -> Tensor:
+    def key(self, seed: int) -> Tensor:
         """(seed, iteration) for operators that draw at random (``bitsplit.ops.steps``).
 
-        apart: how far the seeds of further draws in the same iteration are from each other.
+        seed: of 32 bits; what lies above tells further draws in the same iteration apart.
         """
         self._drawn[seed] += 1
-        seed += apart * (self._drawn[seed] - 1)
+        seed += (self._drawn[seed] - 1) << 32
         if seed not in self._keys:
             self._keys[seed] = torch.cat([self._now.new_tensor([seed]), self._now])
         return self._keys[seed]

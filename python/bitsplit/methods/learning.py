@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Protocol, TypeVar
@@ -163,17 +163,23 @@ class LearnedBiases:
 class LearnedSteps:
     """The steps of input quantizers (LSQ); a context in which they quantize with what is learned.
 
-    drop: the chance of an element to stay as it is (QDrop).  Quantizers with one scale per channel (ECAQ)
-    keep theirs.
+    drop: the chance of an element to stay as it is (QDrop), drawn by the key that ``key`` gives for an input.
+    Quantizers with one scale per channel (ECAQ) keep theirs.
     """
 
     def __init__(
-        self, quantizers: Sequence[ActivationQuantizer], rate: float, clock: Clock, drop: float, seed: int
+        self,
+        quantizers: Sequence[ActivationQuantizer],
+        rate: float,
+        clock: Clock,
+        drop: float = 0.0,
+        key: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         self._quantizers = [quantizer for quantizer in quantizers if not quantizer.is_per_channel]
         self.parameters = [nn.Parameter(quantizer.scale.clone()) for quantizer in self._quantizers]
         self._adam = Adam(self.parameters, rate, clock)
-        self._clock, self._drop, self._seed = clock, drop, seed
+        self._drop = drop
+        self._key = key or (lambda _: clock.key(0))
 
     def __enter__(self) -> LearnedSteps:
         for number, quantizer in enumerate(self._quantizers):
@@ -188,10 +194,9 @@ class LearnedSteps:
 
     def _quantized(self, number: int, x: Tensor) -> Tensor:
         quantizer = self._quantizers[number]
-        count = len(self._quantizers)
-        key = self._clock.key(self._seed + number + count, apart=count)
         low, high = quantizer.grid.low, quantizer.grid.high
-        return learned_quantize(x, self.parameters[number], quantizer.zero_point, low, high, self._drop, key)
+        step, zero = self.parameters[number], quantizer.zero_point
+        return learned_quantize(x, step, zero, low, high, self._drop, self._key(x))
 
     def step(self) -> None:
         """Learn from the gradients of the steps, and forget them."""

@@ -1,7 +1,8 @@
 """QDrop (ICLR 2022): rounding and steps of a block are learned while quantization is dropped at random.
 
-Every element of the block's input comes from the float network, and every activation inside stays float, with
-some probability: so the weights learn for activations that differ in many ways from the quantized ones.
+Every element of the block's input comes from the float network, not quantized, and every activation inside
+stays float, with some probability: so the weights learn for activations that differ in many ways from the
+quantized ones.
 """
 
 from __future__ import annotations
@@ -39,27 +40,40 @@ class QDrop(Reconstruction):
         return self.drop > 0
 
     def reconstruct(self, piece: Piece, samples: Samples) -> float:
-        seed, clock = seed_of(piece), Clock(self.iterations, piece.device)
-        with LearnedSteps(piece.quantizers, self.step_rate, clock, self.drop, seed) as steps:
-            inputs = MixedInputs(self.drop, seed, clock)
-            return self.learn_weights(piece, samples, clock, [steps], inputs=inputs)
+        clock = Clock(self.iterations, piece.device)
+        drops = Drops(self.drop, seed_of(piece), clock)
+        with LearnedSteps(piece.quantizers, self.step_rate, clock, self.drop, drops.key) as steps:
+            return self.learn_weights(piece, samples, clock, [steps], inputs=drops.inputs)
 
 
-class MixedInputs:
-    """What a sample calls the piece with, random elements taken from the float network."""
+class Drops:
+    """Which elements stay float in an iteration, each with the chance ``share``.
+
+    A quantizer of the piece's input leaves alone what comes from the float network: so each of its elements
+    is either float or quantized, as the elements inside of the piece are.
+    """
 
     def __init__(self, share: float, seed: int, clock: Clock) -> None:
         self._share, self._seed, self._clock = share, seed, clock
+        self._mixed: list[tuple[Tensor, Tensor]] = []  # inputs of this iteration, with their keys
 
-    def __call__(self, sample: Sample) -> tuple[tuple, dict[str, Any]]:
-        inputs = (sample.args, sample.kwargs)
+    def inputs(self, sample: Sample) -> tuple[tuple, dict[str, Any]]:
+        """What a sample calls the piece with, random elements taken from the float network."""
+        self._mixed.clear()
         if sample.float_inputs is None:
-            return inputs
-        numbers = iter(range(1, 1 << 20))
+            return sample.args, sample.kwargs
+        return pytree.tree_map(self._mix, (sample.args, sample.kwargs), sample.float_inputs)
 
-        def mixed(quantized: Any, exact: Any) -> Any:
-            if not isinstance(quantized, Tensor) or not quantized.is_floating_point():
-                return quantized
-            return mix(quantized, exact, self._share, self._clock.key(self._seed - next(numbers)))
+    def key(self, x: Tensor) -> Tensor:
+        """For a quantizer that is called with x."""
+        for mixed, key in self._mixed:
+            if x.is_set_to(mixed):
+                return key
+        return self._clock.key(self._seed)
 
-        return pytree.tree_map(mixed, inputs, sample.float_inputs)
+    def _mix(self, quantized: Any, exact: Any) -> Any:
+        if not isinstance(quantized, Tensor) or not quantized.is_floating_point():
+            return quantized
+        key = self._clock.key(self._seed)
+        self._mixed.append((mix(quantized, exact, self._share, key), key))
+        return self._mixed[-1][0]

@@ -82,7 +82,7 @@ class Global(Method):
         inputs = {getattr(task.module, "input_quantizer", None): None for task in tasks}
         quantizers = [quantizer for quantizer in inputs if quantizer is not None and quantizer.is_fitted]
         clock = Clock(self.epochs * run.batch_count, device_of(run.student))
-        with LearnedSteps(quantizers, self.step_rate, clock, 0.0, run.seed) as steps:
+        with LearnedSteps(quantizers, self.step_rate, clock) as steps:
             weights = self._weights([task for task in tasks if task.is_fitted], clock)
             self._learn(run, [weights, LearnedBiases(tasks, self.bias_rate, clock), steps], clock)
             weights.harden()

@@ -31,7 +31,7 @@ def learned_quantize(
         zero_point: int32, one element, in [qmin, qmax].
         qmin, qmax: both in [-128, 127] or both in [0, 255].
         drop: the probability with which an element is passed through as it is; 0 is never, 1 always.
-        key: int64 [2] (seed, iteration) on the device of x, not the same for two quantizers of one iteration.
+        key: int64 [2] (seed, iteration) on the device of x; quantizers that draw apart need different ones.
             It is read again by the backward, so change it after that only. Not looked at when drop is 0.
 
     Returns:
@@ -52,7 +52,7 @@ def mix(a: Tensor, b: Tensor, share: float, key: Tensor) -> Tensor:
         a: any shape; float32, float64, float16 or bfloat16.
         b: shape, dtype and device of a.
         share: in [0, 1]; 0 gives a, 1 gives b.
-        key: as for `learned_quantize`, which picks other elements under the same key.
+        key: as for `learned_quantize`; where key and share are the same, that drops from a what is of b here.
 
     Returns:
         Tensor like a, in a's memory format.
