@@ -24,7 +24,7 @@ from bitsplit.calibration.task import EngineLayerTask
 from bitsplit.data import Batches
 from bitsplit.device import free_memory, fresh, to_device
 from bitsplit.errors import CalibrationError, RecipeError
-from bitsplit.methods.base import Method
+from bitsplit.methods.base import Inputs, Method
 from bitsplit.methods.statistics import InputSample
 from bitsplit.network import Network
 from bitsplit.plan import Plan
@@ -98,9 +98,9 @@ class Engine:
         """One batch through ``model``, which may change its input: the batch stays as it is."""
         return self._forward(model, fresh(batch))
 
-    def input_samples(self, names: Sequence[str], limit: int) -> dict[str, InputSample]:
-        """Of every layer named up to about ``limit`` values of its input, the student as it is."""
-        return collect_samples(self, names, limit)
+    def input_samples(self, names: Sequence[str], limit: int, inputs: Inputs) -> dict[str, InputSample]:
+        """Of every layer named up to about ``limit`` values of its input."""
+        return collect_samples(self, names, limit, inputs == "quantized")
 
     @torch.no_grad()
     def run(self) -> QuantizationReport:

@@ -19,17 +19,25 @@ if TYPE_CHECKING:
     from bitsplit.calibration.task import EngineLayerTask
 
 
-def collect_sample(engine: Engine, task: EngineLayerTask, limit: int, per_channel: bool) -> InputSample:
-    """Up to about ``limit`` values of the layer's input, the same share of every batch, and its range."""
+def collect_sample(
+    engine: Engine, task: EngineLayerTask, limit: int, student: bool, per_channel: bool
+) -> InputSample:
+    """Up to about ``limit`` values of the layer's input, the same share of every batch, and its range.
+
+    student: in the student, else in the teacher.
+    """
     sampler = _Sampler(engine, task.name, task.kind, limit, per_channel)
-    for index, inputs, _ in visit(engine, task, student=True, teacher=False):
-        sampler.add(index, [x for x, _ in inputs])
+    for index, inputs, exact in visit(engine, task, student=student, teacher=not student):
+        sampler.add(index, [x for x, _ in (inputs if student else exact)])
     return sampler.sample()
 
 
-def collect_samples(engine: Engine, names: Sequence[str], limit: int) -> dict[str, InputSample]:
-    """The same for several layers in one pass through the student as it is."""
-    layers = {name: engine.student.get_submodule(name) for name in names}
+def collect_samples(
+    engine: Engine, names: Sequence[str], limit: int, student: bool
+) -> dict[str, InputSample]:
+    """The same for several layers in one pass, through the student as it is or through the teacher."""
+    model = engine.student if student else engine.teacher
+    layers = {name: model.get_submodule(name) for name in names}
     samplers = {name: _Sampler(engine, name, kind_of(layer), limit, False) for name, layer in layers.items()}
     seen: dict[str, list[Tensor]] = {}
 
@@ -44,7 +52,7 @@ def collect_samples(engine: Engine, names: Sequence[str], limit: int) -> dict[st
         for name, layer in layers.items():
             hooks.callback(layer.register_forward_pre_hook(keep(name), with_kwargs=True).remove)
         for index, batch in enumerate(engine.batches()):
-            engine.forward(engine.student, batch)
+            engine.forward(model, batch)
             for name, inputs in seen.items():
                 samplers[name].add(index, inputs)
             seen.clear()

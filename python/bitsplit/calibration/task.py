@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
 from bitsplit.calibration.passes import Part, collect_mean_error, collect_statistics
 from bitsplit.calibration.samples import collect_sample
+from bitsplit.methods.base import Inputs
 from bitsplit.methods.statistics import InputSample, Statistics
 from bitsplit.network.layers import LayerKind, kind_of
 from bitsplit.quantizers import ActivationQuantizer, Grid, set_weight
@@ -63,7 +64,7 @@ class EngineLayerTask:
         quantizer = getattr(self.module, "input_quantizer", None)
         return None if quantizer is None or quantizer.is_fitted else quantizer
 
-    def statistics(self, inputs: Literal["quantized", "float"], patches: int | None = None) -> Statistics:
+    def statistics(self, inputs: Inputs, patches: int | None = None) -> Statistics:
         key = (inputs, patches)
         if key not in self._statistics:
             self._statistics[key] = collect_statistics(self._engine, self, inputs == "quantized", patches)
@@ -75,8 +76,8 @@ class EngineLayerTask:
     def mean_error(self) -> Tensor:
         return collect_mean_error(self._engine, self)
 
-    def input_sample(self, limit: int, per_channel: bool = False) -> InputSample:
-        return collect_sample(self._engine, self, limit, per_channel)
+    def input_sample(self, limit: int, inputs: Inputs, per_channel: bool = False) -> InputSample:
+        return collect_sample(self._engine, self, limit, inputs == "quantized", per_channel)
 
     def store(self, codes: Tensor, scale: Tensor, zero_point: Tensor | None = None) -> None:
         codes = self.kind.unmatrix(self.module, codes)

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 
 Granularity = Literal["layer", "block", "stage", "net"]
+Inputs = Literal["quantized", "float"]  # of a layer: from its quantized predecessors, or in the float network
 WeightLevels = Literal["symmetric", "affine"]
 
 AT_ONCE = 16  # quantizers whose samples are held at the same time
@@ -55,7 +56,7 @@ class LayerTask(Protocol):
     is_fitted: bool  # whether codes have been stored
     seed: int
 
-    def statistics(self, inputs: Literal["quantized", "float"], patches: int | None = None) -> Statistics:
+    def statistics(self, inputs: Inputs, patches: int | None = None) -> Statistics:
         """Second moments of the layer's inputs, from ``patches`` sampled patches or from all of them."""
 
     def part_statistics(self, columns: slice, weight: Tensor) -> Statistics:
@@ -67,8 +68,8 @@ class LayerTask(Protocol):
     def mean_error(self) -> Tensor:
         """The float response less that of the module as it is, mean over all positions, Tensor[g * M]."""
 
-    def input_sample(self, limit: int, per_channel: bool = False) -> InputSample:
-        """Up to ``limit`` values of the layer's input, predecessors quantized, and its exact range."""
+    def input_sample(self, limit: int, inputs: Inputs, per_channel: bool = False) -> InputSample:
+        """Up to ``limit`` values of the layer's input and its exact range."""
 
     def store(self, codes: Tensor, scale: Tensor, zero_point: Tensor | None = None) -> None:
         """Set the weight: codes [g, M, N], scale [g, M]."""
@@ -176,8 +177,8 @@ class Run(Protocol):
     def forward(self, model: nn.Module, batch: Any) -> Any:
         """One batch through ``model``."""
 
-    def input_samples(self, names: Sequence[str], limit: int) -> dict[str, InputSample]:
-        """Of every layer named up to ``limit`` values of its input, the student as it is, and their range."""
+    def input_samples(self, names: Sequence[str], limit: int, inputs: Inputs) -> dict[str, InputSample]:
+        """Of every layer named up to ``limit`` values of its input, and their range."""
 
 
 class Method(Config):
@@ -226,10 +227,13 @@ class ActivationMethod(Config):
     """Sets the scale of an activation quantizer from a sample of its input.
 
     zero_point: whether it can place one; without, tensors that may be negative get signed levels.
+    inputs: what comes from the quantized predecessors, or from the float ones, which is what learned pieces
+    shall give.
     """
 
     zero_point: ClassVar[bool] = True
     sample_limit: ClassVar[int] = 3_000_000
+    inputs: Inputs = "quantized"
 
     def fit(self, sample: InputSample, grid: Grid) -> tuple[Tensor, Tensor]:
         """Scale and zero point, Tensor[1] each."""
@@ -239,7 +243,8 @@ class ActivationMethod(Config):
         """Fit the quantizer at the input of ``task`` when it is this layer's turn to do so."""
         quantizer = task.input_quantizer
         if quantizer is not None:
-            quantizer.set(*self._fit(task.input_sample(self.sample_limit, per_channel), quantizer.grid))
+            sample = task.input_sample(self.sample_limit, self.inputs, per_channel)
+            quantizer.set(*self._fit(sample, quantizer.grid))
 
     def fit_network(self, run: Run) -> bool:
         """Fit all quantizers that have not been fitted, each on what comes without any of them.
@@ -254,7 +259,7 @@ class ActivationMethod(Config):
         pairs, found = list(unfitted.items()), {}
         for start in range(0, len(pairs), AT_ONCE):
             some = pairs[start : start + AT_ONCE]
-            samples = run.input_samples([name for _, name in some], self.sample_limit)
+            samples = run.input_samples([name for _, name in some], self.sample_limit, self.inputs)
             found |= {quantizer: self._fit(samples[name], quantizer.grid) for quantizer, name in some}
         for quantizer, fitted in found.items():
             quantizer.set(*fitted)

@@ -15,6 +15,7 @@ import torch
 from pydantic import BeforeValidator, Field, SerializeAsAny
 from torch import Tensor
 
+from bitsplit.methods.activations import MseActivations
 from bitsplit.methods.base import (
     ActivationMethod,
     LayerTask,
@@ -74,7 +75,7 @@ class Reconstruction(Method):
     was learned is compared with the start in float32.
     """
 
-    start: AnyWeightMethod = Mse(p=2.4, levels="affine")
+    start: AnyWeightMethod = Mse(p=2.4, levels="affine", activations=MseActivations(p=2.4, inputs="float"))
     loss: Literal["mse", "fisher"] = "mse"
     iterations: int = Field(20_000, ge=0)
     batch: int = Field(32, ge=1)
