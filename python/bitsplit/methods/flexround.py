@@ -2,9 +2,9 @@
 
     W' = s1 * clip(round(W / (s1 * S)))
 
-The scale s1 of every channel and the divisors S (1 at first) are learned together, so that a weight may end
-at any level, and a large one moves farther than a small one.  Rounding lets gradients pass.
-Learning starts from rounding to nearest, whatever codes an earlier method has chosen; its scales are kept.
+The scale s1 of every channel and the divisors S are learned together, so that a weight may end at any level
+of its sign, and a large one moves farther than a small one.  Rounding lets gradients pass.
+S starts at 1, and where an earlier method has chosen another level, at what just leads to that one.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import ClassVar
 
 import torch
 from pydantic import Field
-from torch import nn
+from torch import Tensor, nn
 
 from bitsplit.methods.base import Granularity, LayerTask, Piece, Samples
 from bitsplit.methods.clock import Clock
@@ -22,6 +22,8 @@ from bitsplit.methods.learning import Adam, gradient_of
 from bitsplit.methods.reconstruction import Reconstruction
 from bitsplit.methods.registry import register
 from bitsplit.quantizers import set_weight
+
+KEPT = 0.499  # of a step: what is no farther from a level is rounded to it
 
 
 @register
@@ -85,19 +87,31 @@ class _LayerDivisors:
         self.weight = layer.module.weight
         self._float = layer.kind.unmatrix(layer.module, layer.weight).clone()
         self._zero = quantizer.per_channel(quantizer.zero_point)
-        self.divisor = nn.Parameter(torch.zeros_like(self._float))
+        self.divisor = nn.Parameter(self._leading_to(quantizer.codes - self._zero).log())
         self.scale = nn.Parameter(quantizer.scale.log().to(self._float.dtype))
         # written in place: a recorded iteration reads the same memory every time
         self._ratio, self._level = torch.empty_like(self._float), torch.empty_like(self._float)
         self.write()
 
+    def _leading_to(self, level: Tensor) -> Tensor:
+        """The divisors closest to 1 that round every weight to ``level``, or to 0 if its sign is another."""
+        quantizer = self._quantizer
+        ratio = self._float / quantizer.per_channel(quantizer.scale)
+        size, level_size = ratio.abs(), level * ratio.sign()
+        wanted = torch.minimum(torch.maximum(size, level_size - KEPT), level_size + KEPT)
+        reached = torch.maximum(wanted, size.clamp(max=KEPT))
+        return torch.where((self._rounded(ratio) == level) | (size == 0), 1.0, size / reached)
+
+    def _rounded(self, ratio: Tensor) -> Tensor:
+        """To the levels there are, without the zero point."""
+        grid = self._quantizer.grid
+        return torch.minimum(torch.maximum(ratio.round(), grid.low - self._zero), grid.high - self._zero)
+
     def write(self) -> None:
         """The weight that scales and divisors stand for."""
         scale = self._quantizer.per_channel(self.scale.detach().exp())
         self._ratio.copy_(self._float / (scale * self.divisor.detach().exp()))
-        grid = self._quantizer.grid
-        lowest, highest = grid.low - self._zero, grid.high - self._zero
-        self._level.copy_(torch.minimum(torch.maximum(self._ratio.round(), lowest), highest))
+        self._level.copy_(self._rounded(self._ratio))
         self.weight.data.copy_(scale * self._level)
 
     def take_gradients(self) -> None:
