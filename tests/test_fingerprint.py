@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from collections import UserDict
 from collections.abc import Callable
 from functools import partial
@@ -14,6 +11,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from programs import run_program
 from torch import Tensor, nn
 
 import bitsplit
@@ -125,12 +123,7 @@ def test_the_fingerprint_is_the_same_in_another_process() -> None:
         "data = [{'x': torch.ones(2, 3), 'more': SimpleNamespace()}];"
         "print(as_batches(data, inputs_only=False).fingerprint)"
     )
-    other = subprocess.run(
-        [sys.executable, "-c", program],
-        env={"PYTHONPATH": os.pathsep.join(sys.path), "PYTHONHASHSEED": "7"},
-        check=True,
-        capture_output=True,
-        text=True,
-    )
+    other = run_program(program, PYTHONHASHSEED="7")
+    assert other.returncode == 0, other.stderr
     data = [{"x": torch.ones(2, 3), "more": SimpleNamespace()}]
     assert as_batches(data, inputs_only=False).fingerprint == other.stdout.strip()

@@ -6,11 +6,9 @@ Each test is a process of its own: where an allocation has failed before, memory
 from __future__ import annotations
 
 import ctypes
-import os
-import subprocess
-import sys
 
 import pytest
+from programs import run_program
 
 pytestmark = pytest.mark.skipif(
     not hasattr(ctypes.CDLL(None), "mallopt"), reason="the C library is not glibc"
@@ -36,10 +34,7 @@ def resident():
 
 
 def run(code: str) -> None:
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    done = subprocess.run(
-        [sys.executable, "-c", A_ROUND + code], capture_output=True, text=True, env=environment
-    )
+    done = run_program(A_ROUND + code)
     assert done.returncode == 0, done.stderr
 
 

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import copy
-import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from programs import run_program
 from torch import Tensor, nn
 
 import bitsplit
@@ -285,8 +283,7 @@ def test_a_killed_run_goes_on_to_the_same_bits(model: nn.Module, images: Tensor,
     inputs, folder, tests = tmp_path / "inputs.pt", tmp_path / "run", Path(__file__).parent
     torch.save((model, images), inputs)
     code = KILLED.format(inputs=str(inputs), folder=str(folder), tests=str(tests))
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    killed = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    killed = run_program(code)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     saved = {path.name for path in folder.glob("*.safetensors")}
     assert saved == {"stem.0.layer.safetensors", "depthwise.layer.safetensors"}

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from function_net import Net, layer
+from programs import run_program
 from residual_net import METHODS, Block, Residual, error, same
 from torch import Tensor, nn
 
@@ -114,8 +112,7 @@ def test_a_killed_run_goes_on_to_the_same_bits(model, images, tmp_path, name, at
     inputs, folder, tests = tmp_path / "inputs.pt", tmp_path / "run", Path(__file__).parent
     torch.save((model, images), inputs)
     code = KILLED.format(inputs=str(inputs), folder=str(folder), tests=str(tests), name=name, at=at)
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    killed = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    killed = run_program(code)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     resumed = bitsplit.quantize(model, images, METHODS[name], weights=3, activations=4, checkpoint=folder)
     assert same(resumed, whole)

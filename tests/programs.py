@@ -1,0 +1,13 @@
+"""Python code in a process of its own."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+
+def run_program(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run ``code``, which finds the modules that this process finds; its outcome, whatever it is."""
+    variables = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), **environment}
+    return subprocess.run([sys.executable, "-c", code], env=variables, capture_output=True, text=True)
