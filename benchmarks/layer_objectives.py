@@ -23,6 +23,7 @@ from bitsplit.data import JpegArchive, Preprocessing
 from bitsplit.models.load import load_model
 from bitsplit.ops.gram import GramSums
 from bitsplit.ops.split import Descent, objective
+from bitsplit.quantizers import Grid
 
 IMAGES, PATCHES_PER_IMAGE = 1000, 12
 PREPROCESSING = Preprocessing(None, None, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -59,7 +60,9 @@ def fits(searches: list[int]) -> dict[str, Fit]:
 
     def by(**options) -> Fit:
         method = bitsplit.BitSplit(**options)
-        return lambda weight, gram, cross, bits: method.fit_rows(weight, gram, cross, bits, seed=0)
+        return lambda weight, gram, cross, bits: method.fit_rows(
+            weight, gram, cross, Grid.symmetric(bits), seed=0
+        )
 
     named = {
         "released (bit planes)": by(starts="planes", polish=False),

@@ -28,6 +28,7 @@ from bitsplit import BitSplit
 from bitsplit.ops.gram import GramSums
 from bitsplit.ops.levels import level_choices, levels_of
 from bitsplit.ops.split import fwa, objective, ofwa, planes, polish
+from bitsplit.quantizers import Grid
 
 ROUNDS = 100  # of the released code
 SIZES = {"64x576": (64, 576, 12000), "128x1152": (128, 1152, 12000), "512x4608": (512, 4608, 12000)}
@@ -106,7 +107,9 @@ class Problem:
 
     def default(self) -> tuple[Tensor, Tensor]:
         """What the default method does with one layer: six starts, feedback, polish, tabu search."""
-        return BitSplit().fit_rows(self.weight[None], self.gram, self.cross, self.bits, seed=0)[:2]
+        return BitSplit().fit_rows(
+            self.weight[None], self.gram, self.cross, Grid.symmetric(self.bits), seed=0
+        )[:2]
 
     def objective(self, codes: Tensor, scale: Tensor) -> float:
         return objective(codes, scale, self.gram, self.cross, self.energy).sum().item()

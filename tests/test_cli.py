@@ -226,12 +226,12 @@ def test_unreadable_bits(text: str) -> None:
 
 
 def test_options_spell_a_recipe() -> None:
-    assert recipe_of(None, None, None, None, None, None, None) == Recipe(effort="fast")
-    assert recipe_of(None, "A8", None, "best", None, None, None) == Recipe(
-        effort="best", weights=None, activations=8
+    assert recipe_of(None, None, None, None, None, False, None, None) == Recipe(effort="fast")
+    assert recipe_of(None, "A8", None, "best", None, True, None, None) == Recipe(
+        effort="best", weights=None, activations=8, power_of_two=True
     )
     chain = ["equalize", "{name: bitsplit, rounds: 7}"]
-    spelled = recipe_of(None, "W3A4", chain, None, "brecq", ["layer1.*=W8", "fc=float"], 5)
+    spelled = recipe_of(None, "W3A4", chain, None, "brecq", False, ["layer1.*=W8", "fc=float"], 5)
     assert spelled == Recipe(
         method=["equalize", {"name": "bitsplit", "rounds": 7}],
         weights=3,

@@ -33,8 +33,10 @@ BITSPLIT_HOST_DEVICE int weight_digit(double left, double step) {
 }
 
 // The factor by which the scale s of a row must grow to reach its optimum q.c / q G q, where residual = c - s
-// G q: q.c / (q.c - q.residual). 1 where that is not a positive finite number: the scale stays.
-BITSPLIT_HOST_DEVICE double scale_growth(double dot_cross, double dot_residual) {
+// G q: q.c / (q.c - q.residual). 1 where that is not a positive finite number, and where scales are not
+// fitted: then the scale stays.
+BITSPLIT_HOST_DEVICE double scale_growth(double dot_cross, double dot_residual, bool fitted) {
+  if (!fitted) return 1;
   const double energy = dot_cross - dot_residual;  // s q G q
   if (!(dot_cross > 0) || !(energy > 0)) return 1;
   const double growth = dot_cross / energy;

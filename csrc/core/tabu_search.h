@@ -1,6 +1,7 @@
 // The decisions of the tabu search over codes, for the CPU loops and the CUDA kernel. Torch-free.
 //
-// A row's codes q explain (q.c)^2 / (q G q) of its response's energy at their best scale. One step moves the
+// A row's codes q explain (q.c)^2 / (q G q) of its response's energy at their best scale, and 2 s q.c - s^2 q
+// G q at a scale s that is kept. One step moves the
 // code whose move by one level gains most at the present scale, a loss if there is no gain, unless it moved
 // within the last few steps; a move beyond the best so far is always allowed. Every kPhase steps the search
 // goes back to the best codes and moves kKicks random ones.
@@ -43,19 +44,21 @@ BITSPLIT_HOST_DEVICE Kick random_kick(uint64_t seed, uint64_t row, int32_t step,
   return {static_cast<int64_t>((bits >> 32) * columns >> 32), bits & 1 ? 1 : -1};
 }
 
-// What codes explain.
+// What codes explain, at their best scale or at the scale 1.
 struct Explained {
   double cross, energy;  // q.c and q G q
+  bool fitted;           // the scale
 
-  BITSPLIT_HOST_DEVICE bool possible() const { return cross > 0 && energy > 0; }
-  BITSPLIT_HOST_DEVICE double scale() const { return cross / energy; }
-  BITSPLIT_HOST_DEVICE double value() const { return cross / energy * cross; }
+  BITSPLIT_HOST_DEVICE bool possible() const { return !fitted || (cross > 0 && energy > 0); }
+  BITSPLIT_HOST_DEVICE double scale() const { return fitted ? cross / energy : 1; }
+  BITSPLIT_HOST_DEVICE double value() const { return fitted ? cross / energy * cross : 2 * cross - energy; }
   // The same for a response measured in `unit`; codes that cannot be fitted keep the scale 1 there.
   BITSPLIT_HOST_DEVICE double value_in(double unit) const {
     return (possible() ? value() : 2 * cross - energy) * unit * unit;
   }
   BITSPLIT_HOST_DEVICE bool beats(const Explained& other) const {
-    return possible() && value() > other.value() * (1 + kNoticeable);
+    const double value_there = other.value();
+    return possible() && value() > value_there * (value_there > 0 ? 1 + kNoticeable : 1 - kNoticeable);
   }
 
   // One code moves by a level; c_n, (q G)_n before it, and G_nn.

@@ -24,7 +24,7 @@ from bitsplit.methods import (
     ReestimateNorms,
 )
 from bitsplit.plan import Plan
-from bitsplit.quantizers import codes
+from bitsplit.quantizers import codes, scales
 from bitsplit.recipe import Recipe
 from bitsplit.report import QuantizationReport, summary
 
@@ -54,5 +54,6 @@ __all__ = [
     "plan",
     "quantize",
     "save",
+    "scales",
     "summary",
 ]

@@ -42,6 +42,7 @@ def quantize(
     weights: int | None = 4,
     activations: int | None = None,
     policy: str = "paper",
+    power_of_two: bool = False,
     layers: Mapping[str, Mapping[str, Any]] | None = None,
     step: Step | None = None,
     inplace: bool = False,
@@ -58,6 +59,7 @@ def quantize(
     seed are the recipe's).  effort: without a method the best chain for this time, ``fast`` (default),
     ``normal`` or ``best``.
     weights, activations: bits, 2 to 8, None is float.  policy: which rule holds for first and last layers.
+    power_of_two: all scales are 2^k, so that integers alone can run the network, with shifts between layers.
     layers: overrides by wildcard, such as
     ``{"layer1.*": {"weights": 8}, "fc": {"weights": None}}``.
     step: how one batch runs through the model, default ``model(batch)``.
@@ -66,7 +68,7 @@ def quantize(
     checkpoint: a folder for finished layers; the same call again goes on from there.
     memory: bytes of host memory for features, beyond that they go to disk; default a quarter of what is free.
     """
-    recipe = _recipe(method, effort, weights, activations, policy, layers, seed)
+    recipe = _recipe(method, effort, weights, activations, policy, power_of_two, layers, seed)
     batches, forward = _batches(model, data, batch_size, step, device), step or _call
     network, teacher = _observed_copy(model, batches, forward, device)
     resolved = make_plan(network, recipe)
@@ -94,6 +96,7 @@ def plan(
     weights: int | None = 4,
     activations: int | None = None,
     policy: str = "paper",
+    power_of_two: bool = False,
     layers: Mapping[str, Mapping[str, Any]] | None = None,
     step: Step | None = None,
     inplace: bool = False,
@@ -107,7 +110,7 @@ def plan(
 
     inplace, checkpoint and memory decide nothing here: they may stand among the arguments of both.
     """
-    recipe = _recipe(method, effort, weights, activations, policy, layers, seed)
+    recipe = _recipe(method, effort, weights, activations, policy, power_of_two, layers, seed)
     batches = _batches(model, data, batch_size, step, device)
     network, _ = _observed_copy(model, batches, step or _call, device)
     return make_plan(network, recipe)
@@ -119,11 +122,12 @@ def _recipe(
     weights: int | None,
     activations: int | None,
     policy: str,
+    power_of_two: bool,
     layers: Mapping[str, Mapping[str, Any]] | None,
     seed: int,
 ) -> Recipe:
     asked = {"weights": weights, "activations": activations, "policy": policy, "seed": seed}
-    asked["layers"] = layers or {}
+    asked |= {"power_of_two": power_of_two, "layers": layers or {}}
     if isinstance(method, Recipe):
         asked["effort"] = effort
         contrary = [name for name, value in asked.items() if value != getattr(Recipe(), name, None)]

@@ -16,6 +16,8 @@ from bitsplit.recipe import Recipe
 if TYPE_CHECKING:
     from bitsplit.network import Layer, Network
 
+INPUT_BITS = 8  # of what a rule leaves float where every scale is a power of two
+
 
 def make_plan(network: Network, recipe: Recipe) -> Plan:
     """Resolve ``recipe`` for ``network``: policy, then overrides, then shared quantizers and input levels.
@@ -104,6 +106,8 @@ def _choose(
         "weights": policy.choose_weights(places, recipe.weights),
         "activations": policy.choose_activations(places, recipe.activations),
     }
+    if recipe.power_of_two and recipe.activations is not None and choices["activations"].bits is None:
+        choices["activations"] = Choice(INPUT_BITS, "power of two: no float from the input on")
     for pattern, field, bits in overrides:
         choices[field] = Choice(bits, f'override "{pattern}"')
     return choices["weights"], choices["activations"]

@@ -52,6 +52,7 @@ class Recipe(Document):
         weights: bits of the weights, 2 to 8, or None to leave them float.
         activations: bits of the layers' inputs, 2 to 8, or None to leave them float.
         policy: the rule for first and last layers (``bitsplit.policies``).
+        power_of_two: every scale, of weights and activations, is 2^k; the network's input is quantized too.
         layers: overrides by wildcard on layer names; where several match, the later one wins, field by field.
         seed: of everything that is drawn at random.
 
@@ -63,6 +64,7 @@ class Recipe(Document):
     weights: Bits | None = 4
     activations: Bits | None = None
     policy: PolicyName = "paper"
+    power_of_two: bool = False
     layers: dict[str, LayerOverride] = Field(default_factory=dict)
     seed: Annotated[int, Field(strict=True, ge=0, lt=2**63)] = 0
 
@@ -94,6 +96,13 @@ class Recipe(Document):
         sets = [isinstance(method, WeightMethod) for method in self.method]
         if any(learns) and any(sets) and learns.index(True) < sets.index(True):
             raise ValueError(f"{setting[0]} sets all weights; in a chain it stands before methods that learn")
+        return self
+
+    @model_validator(mode="after")
+    def _can_keep_to_powers_of_two(self) -> Recipe:
+        free = [method.name for method in self.method if method.needs_free_scales]
+        if self.power_of_two and free:
+            raise ValueError(f"power_of_two: with these options {free[0]} needs scales of any value")
         return self
 
     @model_validator(mode="after")

@@ -119,12 +119,13 @@ TEST(WeightDigit, ATieGivesADigit) {
 
 // q.c = 6 and s q G q = 4 (residual product 2): the scale must grow by 6 / 4.
 TEST(ScaleGrowth, IsTheOptimumOrStays) {
-  EXPECT_DOUBLE_EQ(scale_growth(6, 2), 1.5);
-  EXPECT_DOUBLE_EQ(scale_growth(6, 0), 1);
-  EXPECT_EQ(scale_growth(0, 0), 1) << "no codes";
-  EXPECT_EQ(scale_growth(-1, -3), 1) << "the best scale would be negative";
-  EXPECT_EQ(scale_growth(2, 2), 1) << "codes that never reach the output";
-  EXPECT_EQ(scale_growth(1e-320, -1e300), 1) << "a scale of zero is no scale";
+  EXPECT_DOUBLE_EQ(scale_growth(6, 2, true), 1.5);
+  EXPECT_DOUBLE_EQ(scale_growth(6, 0, true), 1);
+  EXPECT_EQ(scale_growth(0, 0, true), 1) << "no codes";
+  EXPECT_EQ(scale_growth(-1, -3, true), 1) << "the best scale would be negative";
+  EXPECT_EQ(scale_growth(2, 2, true), 1) << "codes that never reach the output";
+  EXPECT_EQ(scale_growth(1e-320, -1e300, true), 1) << "a scale of zero is no scale";
+  EXPECT_EQ(scale_growth(6, 2, false), 1) << "kept";
 }
 
 }  // namespace

@@ -22,8 +22,8 @@ TYPED_TEST_SUITE(SearchKernel, Types);
 constexpr uint64_t kSeed = 7;
 
 template <class T>
-Codes search_on_cpu(const Layers<T>& layers, const Codes& start, const std::vector<int8_t>& levels,
-                    int steps) {
+Codes search_on_cpu(const Layers<T>& layers, const Codes& start, const std::vector<int8_t>& levels, int steps,
+                    bool fit_scale = true) {
   Codes result = start;
   result.explained.resize(start.scale.size());
   const Panels<T> panels = packed_gram(layers);
@@ -35,7 +35,7 @@ Codes search_on_cpu(const Layers<T>& layers, const Codes& start, const std::vect
       RowSearch<T> search(panels, g, codes + r * layers.columns,
                           &layers.cross[g * layers.columns * layers.rows + r], layers.rows,
                           &products[r * kBlock], products.size() / panels.blocks, start.scale[row],
-                          levels_of_row<T>(levels.data(), row));
+                          levels_of_row<T>(levels.data(), row), fit_scale);
       const Explained found = search.run(steps, kSeed, row, &result.codes[row * layers.columns]);
       result.explained[row] = found.value_in(start.scale[row]);
       if (found.possible()) result.scale[row] *= found.scale();
@@ -46,7 +46,7 @@ Codes search_on_cpu(const Layers<T>& layers, const Codes& start, const std::vect
 
 template <class T>
 Codes search_by_kernel(const Layers<T>& layers, const Codes& start, const std::vector<int8_t>& levels,
-                       int steps, int threads) {
+                       int steps, int threads, bool fit_scale = true) {
   const int rows = layers.groups * layers.rows, columns = layers.columns, size = rows * columns;
   std::vector<T> cross(size), products(size), best_products(size, T(NAN));
   for (int r = 0; r < rows; ++r)
@@ -62,26 +62,38 @@ Codes search_by_kernel(const Layers<T>& layers, const Codes& start, const std::v
   result.explained.assign(rows, -1);
   std::vector<int8_t> now = start.codes;
   std::vector<int32_t> rests(size, -1);
-  const SearchState<T> state{
-      layers.gram.data(),  cross.data(), products.data(),     best_products.data(),    now.data(),
-      result.codes.data(), rests.data(), result.scale.data(), result.explained.data(), levels.data(),
-      layers.rows,         columns,      layers.rows};
+  const SearchState<T> state{layers.gram.data(),
+                             cross.data(),
+                             products.data(),
+                             best_products.data(),
+                             now.data(),
+                             result.codes.data(),
+                             rests.data(),
+                             result.scale.data(),
+                             result.explained.data(),
+                             levels.data(),
+                             layers.rows,
+                             columns,
+                             layers.rows,
+                             fit_scale};
   cuda_on_cpu::launch(rows, threads, 0, search_kernel<T>, state, steps, kSeed);
   return result;
 }
 
 template <class T>
-void expect_same_search(const Layers<T>& layers, int bits, int steps, int threads, bool mixed = false) {
+void expect_same_search(const Layers<T>& layers, int bits, int steps, int threads, bool mixed = false,
+                        bool fit_scale = true) {
   const std::vector<int8_t> levels = row_levels(layers.groups * layers.rows, bits, mixed);
   const Codes start = fwa_on_cpu(layers, bits);
-  const Codes cpu = search_on_cpu(layers, start, levels, steps);
-  const Codes cuda = search_by_kernel(layers, start, levels, steps, threads);
+  const Codes cpu = search_on_cpu(layers, start, levels, steps, fit_scale);
+  const Codes cuda = search_by_kernel(layers, start, levels, steps, threads, fit_scale);
   EXPECT_EQ(uses_both_ends(cpu.codes, bits), mixed);
   EXPECT_EQ(cpu.codes, cuda.codes);
   EXPECT_NE(cpu.codes, start.codes);
   for (size_t r = 0; r < cpu.scale.size(); ++r) {
     EXPECT_NEAR(cpu.scale[r] / cuda.scale[r], 1, 1e-6);
     EXPECT_NEAR(cpu.explained[r] / cuda.explained[r], 1, 1e-6);
+    if (!fit_scale) EXPECT_EQ(cpu.scale[r], start.scale[r]);
   }
 }
 
@@ -95,6 +107,10 @@ TYPED_TEST(SearchKernel, AgreesWithTheCpuInGroupsSmallerThanAWarp) {
 
 TYPED_TEST(SearchKernel, EveryRowKeepsToItsOwnLevels) {
   expect_same_search(Layers<TypeParam>(1, 5, 70, 1), 2, 3 * kPhase + 5, 64, true);
+}
+
+TYPED_TEST(SearchKernel, RowsKeepTheirScalesIfTheyShall) {
+  expect_same_search(Layers<TypeParam>(1, 3, 70, 1), 3, 3 * kPhase + 5, 64, false, false);
 }
 
 TYPED_TEST(SearchKernel, RowsThatExplainNothingStay) {
@@ -112,14 +128,20 @@ TYPED_TEST(SearchKernel, RowsThatExplainNothingStay) {
 }
 
 TEST(TabuSearch, ExplainedFollowsAMove) {
-  Explained explained{6, 9};  // q.c and q G q
+  Explained explained{6, 9, true};  // q.c and q G q
   explained.move(-1, 2, 3, 4);
   EXPECT_EQ(explained.cross, 4);
   EXPECT_EQ(explained.energy, 9 - 2 * 3 + 4);
   EXPECT_DOUBLE_EQ(explained.value(), 4.0 * 4 / 7);
   EXPECT_DOUBLE_EQ(explained.scale(), 4.0 / 7);
-  EXPECT_FALSE((Explained{-1, 2}.possible()));
-  EXPECT_DOUBLE_EQ((Explained{-1, 2}.value_in(3)), (2 * -1 - 2) * 9.0);
+  EXPECT_FALSE((Explained{-1, 2, true}.possible()));
+  EXPECT_DOUBLE_EQ((Explained{-1, 2, true}.value_in(3)), (2 * -1 - 2) * 9.0);
+  const Explained kept{-1, 2, false};
+  EXPECT_TRUE(kept.possible());
+  EXPECT_EQ(kept.scale(), 1);
+  EXPECT_EQ(kept.value(), 2 * -1 - 2);
+  EXPECT_TRUE((Explained{-0.9, 2, false}.beats(kept)));
+  EXPECT_FALSE(kept.beats(kept));
 }
 
 TEST(TabuSearch, RandomNumbersCoverTheirRangeAndDependOnEveryArgument) {

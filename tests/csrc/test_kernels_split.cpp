@@ -37,12 +37,12 @@ void pass_on(std::vector<T>& target, const std::vector<T>& amounts, const std::v
 
 template <class T>
 Codes descend_on_cpu(const Layers<T>& layers, const Codes& start, int planes,
-                     const std::vector<int8_t>& levels, int rounds) {
+                     const std::vector<int8_t>& levels, int rounds, bool fit_scale) {
   Codes result = start;
   result.explained.resize(start.scale.size());
   result.rounds.resize(start.scale.size());
   const Panels<T> panels = packed_gram(layers);
-  const Problem<T> problem{panels, layers.cross.data(), layers.rows, planes, rounds};
+  const Problem<T> problem{panels, layers.cross.data(), layers.rows, planes, rounds, fit_scale};
   for (int g = 0; g < layers.groups; ++g) {
     const int row = g * layers.rows;
     Tile<T>(problem, g, 0, layers.rows,
@@ -56,7 +56,7 @@ Codes descend_on_cpu(const Layers<T>& layers, const Codes& start, int planes,
 // The launcher of split_cuda.cu, word for word, with loops for its tensor operations.
 template <class T>
 Codes descend_by_kernels(const Layers<T>& layers, const Codes& start, int planes,
-                         const std::vector<int8_t>& levels, int rounds) {
+                         const std::vector<int8_t>& levels, int rounds, bool fit_scale) {
   const int groups = layers.groups, rows = layers.rows, columns = layers.columns, all = groups * rows;
   Codes result = start;
   std::vector<T> cross(all * columns), inverse(groups * columns), amounts(all * kColumns, T(99));
@@ -94,7 +94,8 @@ Codes descend_by_kernels(const Layers<T>& layers, const Codes& start, int planes
                               amounts.data(),
                               groups,
                               rows,
-                              columns};
+                              columns,
+                              fit_scale};
   result.rounds.assign(all, 0);
   const dim3 grid((rows + kWarpsPerBlock - 1) / kWarpsPerBlock, groups);
   for (int round = 0; round < rounds && std::find(active.begin(), active.end(), 1) != active.end(); ++round) {
@@ -120,21 +121,23 @@ Codes descend_by_kernels(const Layers<T>& layers, const Codes& start, int planes
 enum class Grid { planes, symmetric, mixed };
 
 template <class T>
-void expect_same_descent(const Layers<T>& layers, int bits, Grid grid, std::vector<int> all_rounds = {100}) {
+void expect_same_descent(const Layers<T>& layers, int bits, Grid grid, std::vector<int> all_rounds = {100},
+                         bool fit_scale = true) {
   const bool by_planes = grid == Grid::planes;
   const int planes = by_planes ? plane_count(bits) : 1;
   const std::vector<int8_t> levels =
       row_levels(layers.groups * layers.rows, by_planes ? 2 : bits, grid == Grid::mixed);
   const Codes start = fwa_on_cpu(layers, bits);
   for (const int rounds : all_rounds) {
-    const Codes cpu = descend_on_cpu(layers, start, planes, levels, rounds);
-    const Codes cuda = descend_by_kernels(layers, start, planes, levels, rounds);
+    const Codes cpu = descend_on_cpu(layers, start, planes, levels, rounds, fit_scale);
+    const Codes cuda = descend_by_kernels(layers, start, planes, levels, rounds, fit_scale);
     EXPECT_EQ(cpu.rounds, cuda.rounds);
     EXPECT_EQ(cpu.codes, cuda.codes);
     const double tolerance = sizeof(T) == 4 ? 1e-5 : 1e-12;
     for (size_t r = 0; r < cpu.scale.size(); ++r) {
       EXPECT_NEAR(cpu.scale[r] / cuda.scale[r], 1, tolerance);
       EXPECT_NEAR(cpu.explained[r] / cuda.explained[r], 1, tolerance);
+      if (!fit_scale) EXPECT_EQ(cpu.scale[r], start.scale[r]);
     }
     if (rounds == 100) {
       EXPECT_NE(cpu.codes, start.codes) << "a test that moves nothing shows nothing";
@@ -149,6 +152,10 @@ TYPED_TEST(SplitKernels, PlanesAgreeWithTheCpu) {
 
 TYPED_TEST(SplitKernels, PolishAgreesWithTheCpu) {
   expect_same_descent(Layers<TypeParam>(1, 5, 70, 2), 3, Grid::symmetric);
+}
+
+TYPED_TEST(SplitKernels, RowsKeepTheirScalesIfTheyShall) {
+  expect_same_descent(Layers<TypeParam>(1, 5, 70, 2), 3, Grid::symmetric, {100}, false);
 }
 
 TYPED_TEST(SplitKernels, EveryRowKeepsToItsOwnLevels) {

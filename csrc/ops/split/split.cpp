@@ -113,11 +113,11 @@ Descent empty_descent(const at::Tensor& codes, const at::Tensor& scale) {
 }
 
 Descent descend(const at::Tensor& codes, const at::Tensor& scale, const at::Tensor& gram,
-                const at::Tensor& cross, const at::Tensor& levels, int planes, int64_t rounds,
+                const at::Tensor& cross, const at::Tensor& levels, int planes, int64_t rounds, bool fit_scale,
                 DescentKernel kernel) {
   if (codes.numel() == 0) return empty_descent(codes, scale);
   return kernel(codes.contiguous(), scale.contiguous(), gram.contiguous(), cross.contiguous(),
-                levels.contiguous(), planes, static_cast<int>(rounds));
+                levels.contiguous(), planes, static_cast<int>(rounds), fit_scale);
 }
 
 }  // namespace
@@ -153,25 +153,27 @@ Descent planes(const at::Tensor& codes, const at::Tensor& scale, const at::Tenso
   check_limit(codes, bits);
   const at::Tensor digits = at::ones({codes.size(0), codes.size(1), 2}, codes.options());
   digits.select(2, 0).fill_(-1);
-  return descend(codes, scale, gram, cross, digits, plane_count(static_cast<int>(bits)), rounds, kernel);
+  return descend(codes, scale, gram, cross, digits, plane_count(static_cast<int>(bits)), rounds, true,
+                 kernel);
 }
 
 Descent polish(const at::Tensor& codes, const at::Tensor& scale, const at::Tensor& gram,
-               const at::Tensor& cross, const at::Tensor& levels, int64_t rounds, DescentKernel kernel) {
+               const at::Tensor& cross, const at::Tensor& levels, int64_t rounds, bool fit_scale,
+               DescentKernel kernel) {
   check_rounds(rounds);
   check_descent_in(levels, codes, scale, gram, cross);
-  return descend(codes, scale, gram, cross, levels, 1, rounds, kernel);
+  return descend(codes, scale, gram, cross, levels, 1, rounds, fit_scale, kernel);
 }
 
 Descent search(const at::Tensor& codes, const at::Tensor& scale, const at::Tensor& gram,
-               const at::Tensor& cross, const at::Tensor& levels, int64_t steps, int64_t seed,
+               const at::Tensor& cross, const at::Tensor& levels, int64_t steps, int64_t seed, bool fit_scale,
                SearchKernel kernel) {
   TORCH_CHECK(steps >= 0 && steps <= kMostSearchSteps, "steps must be 0 to ", kMostSearchSteps, ", got ",
               steps);
   check_descent_in(levels, codes, scale, gram, cross);
   if (codes.numel() == 0) return empty_descent(codes, scale);
   return kernel(codes.contiguous(), scale.contiguous(), gram.contiguous(), cross.contiguous(),
-                levels.contiguous(), static_cast<int>(steps), seed);
+                levels.contiguous(), static_cast<int>(steps), seed, fit_scale);
 }
 
 Rounded feedback(const at::Tensor& target, const at::Tensor& scale, const at::Tensor& factor,
@@ -220,10 +222,12 @@ TORCH_LIBRARY_FRAGMENT(bitsplit, m) {
       "planes(Tensor codes, Tensor scale, Tensor gram, Tensor cross, int bits, int rounds)"
       " -> (Tensor codes, Tensor scale, Tensor explained, Tensor rounds_used)");
   m.def(
-      "polish(Tensor codes, Tensor scale, Tensor gram, Tensor cross, Tensor levels, int rounds)"
+      "polish(Tensor codes, Tensor scale, Tensor gram, Tensor cross, Tensor levels, int rounds, bool "
+      "fit_scale)"
       " -> (Tensor codes, Tensor scale, Tensor explained, Tensor rounds_used)");
   m.def(
-      "search(Tensor codes, Tensor scale, Tensor gram, Tensor cross, Tensor levels, int steps, int seed)"
+      "search(Tensor codes, Tensor scale, Tensor gram, Tensor cross, Tensor levels, int steps, int seed, "
+      "bool fit_scale)"
       " -> (Tensor codes, Tensor scale, Tensor explained, Tensor rounds_used)");
   m.def("feedback(Tensor target, Tensor scale, Tensor factor, Tensor levels) -> (Tensor codes, Tensor loss)");
   m.def("objective(Tensor codes, Tensor scale, Tensor gram, Tensor cross, Tensor energy) -> Tensor");

@@ -35,9 +35,11 @@ using FwaKernel = Fit (*)(const at::Tensor& weight, int bits);
 using OfwaKernel = Fit (*)(const at::Tensor& weight, const at::Tensor& codes, const at::Tensor& scale,
                            int bits, int rounds);
 using DescentKernel = Descent (*)(const at::Tensor& codes, const at::Tensor& scale, const at::Tensor& gram,
-                                  const at::Tensor& cross, const at::Tensor& levels, int planes, int rounds);
+                                  const at::Tensor& cross, const at::Tensor& levels, int planes, int rounds,
+                                  bool fit_scale);
 using SearchKernel = Descent (*)(const at::Tensor& codes, const at::Tensor& scale, const at::Tensor& gram,
-                                 const at::Tensor& cross, const at::Tensor& levels, int steps, int64_t seed);
+                                 const at::Tensor& cross, const at::Tensor& levels, int steps, int64_t seed,
+                                 bool fit_scale);
 using FeedbackKernel = Rounded (*)(const at::Tensor& target, const at::Tensor& scale,
                                    const at::Tensor& factor, const at::Tensor& levels);
 
@@ -57,16 +59,18 @@ Fit ofwa(const at::Tensor& weight, const at::Tensor& codes, const at::Tensor& sc
 Descent planes(const at::Tensor& codes, const at::Tensor& scale, const at::Tensor& gram,
                const at::Tensor& cross, int64_t bits, int64_t rounds, DescentKernel kernel);
 
-// The same with one plane that has all levels as its digits.
+// The same with one plane that has all levels as its digits. Without `fit_scale` every row keeps its scale.
 Descent polish(const at::Tensor& codes, const at::Tensor& scale, const at::Tensor& gram,
-               const at::Tensor& cross, const at::Tensor& levels, int64_t rounds, DescentKernel kernel);
+               const at::Tensor& cross, const at::Tensor& levels, int64_t rounds, bool fit_scale,
+               DescentKernel kernel);
 
 // Response space, away from a fixed point: `steps` steps of the tabu search of core/tabu_search.h, the scale
-// always at its best. Returns the best codes met, never worse than the start but for rounding; rounds used
-// are the steps. `seed`, group and channel decide the random numbers. A coordinate with G_nn = 0 keeps its
-// value; a row stays as it is where q.c or q G q of its start is not positive.
+// always at its best, or without `fit_scale` the one it was called with. Returns the best codes met, never
+// worse than the start but for rounding; rounds used are the steps. `seed`, group and channel decide the
+// random numbers. A coordinate with G_nn = 0 keeps its value; a row whose scale is fitted stays as it is
+// where q.c or q G q of its start is not positive.
 Descent search(const at::Tensor& codes, const at::Tensor& scale, const at::Tensor& gram,
-               const at::Tensor& cross, const at::Tensor& levels, int64_t steps, int64_t seed,
+               const at::Tensor& cross, const at::Tensor& levels, int64_t steps, int64_t seed, bool fit_scale,
                SearchKernel kernel);
 
 // Rounds coordinates 0..N-1 in turn, later ones making good for earlier: with U the upper triangular factor

@@ -64,12 +64,13 @@ Panels<T> packed_gram(const at::Tensor& gram) {
 
 template <class T>
 Descent descend_as(const at::Tensor& codes, const at::Tensor& scale, const at::Tensor& gram,
-                   const at::Tensor& cross, const at::Tensor& levels, int planes, int rounds) {
+                   const at::Tensor& cross, const at::Tensor& levels, int planes, int rounds,
+                   bool fit_scale) {
   const int64_t rows = codes.size(1), columns = codes.size(2);
   const at::Tensor out_codes = codes.clone(), out_scale = scale.clone(), explained = at::empty_like(scale);
   const at::Tensor rounds_used = at::empty(scale.sizes(), scale.options().dtype(at::kLong));
   const Panels<T> panels = packed_gram<T>(gram);
-  const Problem<T> problem{panels, cross.const_data_ptr<T>(), cross.size(2), planes, rounds};
+  const Problem<T> problem{panels, cross.const_data_ptr<T>(), cross.size(2), planes, rounds, fit_scale};
   for_each_tile(codes.size(0), rows, [&](int64_t group, int64_t first, int64_t count) {
     const int64_t row = group * rows + first;
     Tile<T>(problem, group, first, count,
@@ -82,14 +83,17 @@ Descent descend_as(const at::Tensor& codes, const at::Tensor& scale, const at::T
 }
 
 Descent descend_cpu(const at::Tensor& codes, const at::Tensor& scale, const at::Tensor& gram,
-                    const at::Tensor& cross, const at::Tensor& levels, int planes, int rounds) {
+                    const at::Tensor& cross, const at::Tensor& levels, int planes, int rounds,
+                    bool fit_scale) {
   const bool single = cross.scalar_type() == at::kFloat;
-  return (single ? descend_as<float> : descend_as<double>)(codes, scale, gram, cross, levels, planes, rounds);
+  return (single ? descend_as<float> : descend_as<double>)(codes, scale, gram, cross, levels, planes, rounds,
+                                                           fit_scale);
 }
 
 template <class T>
 Descent search_as(const at::Tensor& codes, const at::Tensor& scale, const at::Tensor& gram,
-                  const at::Tensor& cross, const at::Tensor& levels, int steps, int64_t seed) {
+                  const at::Tensor& cross, const at::Tensor& levels, int steps, int64_t seed,
+                  bool fit_scale) {
   const int64_t rows = codes.size(1), columns = codes.size(2), channels = cross.size(2);
   const at::Tensor out_codes = codes.clone(), out_scale = scale.clone(), explained = at::empty_like(scale);
   const Panels<T> panels = packed_gram<T>(gram);
@@ -102,7 +106,7 @@ Descent search_as(const at::Tensor& codes, const at::Tensor& scale, const at::Te
       double& unit = out_scale.mutable_data_ptr<double>()[row];
       const T* const row_cross = cross.const_data_ptr<T>() + group * columns * channels + channel;
       RowSearch<T> search(panels, group, tile + r * columns, row_cross, channels, &products[r * kBlock],
-                          stride, unit, levels_of_row<T>(levels.const_data_ptr<int8_t>(), row));
+                          stride, unit, levels_of_row<T>(levels.const_data_ptr<int8_t>(), row), fit_scale);
       const Explained found = search.run(steps, seed, group * channels + channel, tile + r * columns);
       explained.mutable_data_ptr<double>()[row] = found.value_in(unit);
       unit = found.possible() ? unit * found.scale() : unit;
@@ -112,9 +116,11 @@ Descent search_as(const at::Tensor& codes, const at::Tensor& scale, const at::Te
 }
 
 Descent search_cpu(const at::Tensor& codes, const at::Tensor& scale, const at::Tensor& gram,
-                   const at::Tensor& cross, const at::Tensor& levels, int steps, int64_t seed) {
+                   const at::Tensor& cross, const at::Tensor& levels, int steps, int64_t seed,
+                   bool fit_scale) {
   const bool single = cross.scalar_type() == at::kFloat;
-  return (single ? search_as<float> : search_as<double>)(codes, scale, gram, cross, levels, steps, seed);
+  return (single ? search_as<float> : search_as<double>)(codes, scale, gram, cross, levels, steps, seed,
+                                                         fit_scale);
 }
 
 template <class T>
@@ -191,12 +197,12 @@ TORCH_LIBRARY_IMPL(bitsplit, CPU, m) {
          [](const Tensor& codes, const Tensor& scale, const Tensor& gram, const Tensor& cross, int64_t bits,
             int64_t rounds) { return planes(codes, scale, gram, cross, bits, rounds, descend_cpu); });
   m.impl("polish", [](const Tensor& codes, const Tensor& scale, const Tensor& gram, const Tensor& cross,
-                      const Tensor& levels, int64_t rounds) {
-    return polish(codes, scale, gram, cross, levels, rounds, descend_cpu);
+                      const Tensor& levels, int64_t rounds, bool fit_scale) {
+    return polish(codes, scale, gram, cross, levels, rounds, fit_scale, descend_cpu);
   });
   m.impl("search", [](const Tensor& codes, const Tensor& scale, const Tensor& gram, const Tensor& cross,
-                      const Tensor& levels, int64_t steps, int64_t seed) {
-    return search(codes, scale, gram, cross, levels, steps, seed, search_cpu);
+                      const Tensor& levels, int64_t steps, int64_t seed, bool fit_scale) {
+    return search(codes, scale, gram, cross, levels, steps, seed, fit_scale, search_cpu);
   });
   m.impl("feedback",
          [](const Tensor& target, const Tensor& scale, const Tensor& factor, const Tensor& levels) {

@@ -63,7 +63,7 @@ Tensor split_into_planes(const Tensor& codes, int planes) {
 
 template <class T>
 Descent descend_as(const Tensor& codes, const Tensor& scale, const Tensor& gram_given,
-                   const Tensor& cross_given, const Tensor& levels, int planes, int rounds) {
+                   const Tensor& cross_given, const Tensor& levels, int planes, int rounds, bool fit_scale) {
   const int64_t groups = codes.size(0), rows = codes.size(1), columns = codes.size(2);
   const Tensor gram = gram_given.to(cross_given.scalar_type());
   const Tensor cross = in_units(cross_given.transpose(1, 2), scale);
@@ -90,7 +90,8 @@ Descent descend_as(const Tensor& codes, const Tensor& scale, const Tensor& gram_
                               amounts.mutable_data_ptr<T>(),
                               static_cast<int>(groups),
                               static_cast<int>(rows),
-                              static_cast<int>(columns)};
+                              static_cast<int>(columns),
+                              fit_scale};
   const auto stream = c10::cuda::getCurrentCUDAStream();
   const auto fit_scales = [&] {
     fit_scale_kernel<T><<<groups * rows, kRowThreads, 0, stream>>>(state);
@@ -114,15 +115,16 @@ Descent descend_as(const Tensor& codes, const Tensor& scale, const Tensor& gram_
 }
 
 Descent descend_cuda(const Tensor& codes, const Tensor& scale, const Tensor& gram, const Tensor& cross,
-                     const Tensor& levels, int planes, int rounds) {
+                     const Tensor& levels, int planes, int rounds, bool fit_scale) {
   const c10::cuda::CUDAGuard guard(codes.device());
   const bool single = cross.scalar_type() == at::kFloat;
-  return (single ? descend_as<float> : descend_as<double>)(codes, scale, gram, cross, levels, planes, rounds);
+  return (single ? descend_as<float> : descend_as<double>)(codes, scale, gram, cross, levels, planes, rounds,
+                                                           fit_scale);
 }
 
 template <class T>
 Descent search_as(const Tensor& codes, const Tensor& scale, const Tensor& gram_given,
-                  const Tensor& cross_given, const Tensor& levels, int steps, int64_t seed) {
+                  const Tensor& cross_given, const Tensor& levels, int steps, int64_t seed, bool fit_scale) {
   const Tensor gram = gram_given.to(cross_given.scalar_type());
   const Tensor cross = in_units(cross_given.transpose(1, 2), scale);
   const Tensor now = codes.clone(), best = at::empty_like(codes), products = at::zeros_like(cross);
@@ -142,7 +144,8 @@ Descent search_as(const Tensor& codes, const Tensor& scale, const Tensor& gram_g
                              levels.const_data_ptr<int8_t>(),
                              static_cast<int>(codes.size(1)),
                              static_cast<int>(codes.size(2)),
-                             static_cast<int>(cross_given.size(2))};
+                             static_cast<int>(cross_given.size(2)),
+                             fit_scale};
   search_kernel<T><<<scale.numel(), kSearchThreads, 0, c10::cuda::getCurrentCUDAStream()>>>(
       state, steps, static_cast<uint64_t>(seed));
   C10_CUDA_KERNEL_LAUNCH_CHECK();
@@ -150,10 +153,11 @@ Descent search_as(const Tensor& codes, const Tensor& scale, const Tensor& gram_g
 }
 
 Descent search_cuda(const Tensor& codes, const Tensor& scale, const Tensor& gram, const Tensor& cross,
-                    const Tensor& levels, int steps, int64_t seed) {
+                    const Tensor& levels, int steps, int64_t seed, bool fit_scale) {
   const c10::cuda::CUDAGuard guard(codes.device());
   const bool single = cross.scalar_type() == at::kFloat;
-  return (single ? search_as<float> : search_as<double>)(codes, scale, gram, cross, levels, steps, seed);
+  return (single ? search_as<float> : search_as<double>)(codes, scale, gram, cross, levels, steps, seed,
+                                                         fit_scale);
 }
 
 template <class T>
@@ -216,12 +220,12 @@ TORCH_LIBRARY_IMPL(bitsplit, CUDA, m) {
          [](const Tensor& codes, const Tensor& scale, const Tensor& gram, const Tensor& cross, int64_t bits,
             int64_t rounds) { return planes(codes, scale, gram, cross, bits, rounds, descend_cuda); });
   m.impl("polish", [](const Tensor& codes, const Tensor& scale, const Tensor& gram, const Tensor& cross,
-                      const Tensor& levels, int64_t rounds) {
-    return polish(codes, scale, gram, cross, levels, rounds, descend_cuda);
+                      const Tensor& levels, int64_t rounds, bool fit_scale) {
+    return polish(codes, scale, gram, cross, levels, rounds, fit_scale, descend_cuda);
   });
   m.impl("search", [](const Tensor& codes, const Tensor& scale, const Tensor& gram, const Tensor& cross,
-                      const Tensor& levels, int64_t steps, int64_t seed) {
-    return search(codes, scale, gram, cross, levels, steps, seed, search_cuda);
+                      const Tensor& levels, int64_t steps, int64_t seed, bool fit_scale) {
+    return search(codes, scale, gram, cross, levels, steps, seed, fit_scale, search_cuda);
   });
   m.impl("feedback",
          [](const Tensor& target, const Tensor& scale, const Tensor& factor, const Tensor& levels) {

@@ -53,6 +53,7 @@ struct DescentState {
   int* moved;                        // [g, R]
   T* amounts;                        // [g, R, 64]: what the residual of the row loses, times rows of G
   int groups, rows, columns;
+  bool fit_scale;  // else the rows keep theirs
 };
 
 // Gives columns first .. first + 63 of one plane their best digits, one after another. grid (rows / 8,
@@ -108,8 +109,8 @@ __global__ void sweep_kernel(DescentState<T> state, int plane, int first) {
   if (__any_sync(~0u, any) && lane == 0) state.moved[row] = 1;
 }
 
-// Sets the scale of every active row to its optimum, rescales its residual, and computes what the fit
-// explains. One block of kRowThreads a row.
+// Sets the scale of every active row to its optimum unless it is kept, rescales its residual, and computes
+// what the fit explains. One block of kRowThreads a row.
 template <class T>
 __global__ void fit_scale_kernel(DescentState<T> state) {
   const int64_t row = blockIdx.x;
@@ -124,7 +125,8 @@ __global__ void fit_scale_kernel(DescentState<T> state) {
   }
   with_cross = block_sum(with_cross);
   with_residual = block_sum(with_residual);
-  const double old_scale = state.scale[row], growth = scale_growth(with_cross, with_residual);
+  const double old_scale = state.scale[row],
+               growth = scale_growth(with_cross, with_residual, state.fit_scale);
   __syncthreads();  // all have read the scale
   if (threadIdx.x == 0) {
     state.scale[row] = old_scale * growth;

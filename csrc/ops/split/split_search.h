@@ -69,14 +69,14 @@ class RowSearch {
   // `negative_products` holds -(q G) of this row in blocks of 64, `stride` apart; `unit` is the scale that
   // responses are measured in, so that tiny rows do not underflow in float32.
   RowSearch(const Panels<T>& gram, int64_t group, const int8_t* codes, const T* cross, int64_t cross_stride,
-            const T* negative_products, int64_t stride, double unit, Levels<T> levels)
+            const T* negative_products, int64_t stride, double unit, Levels<T> levels, bool fit_scale)
       : gram_(gram),
         group_(group),
         levels_(levels),
         cross_(gram.padded, T(0)),
         diagonal_(gram.padded, T(0)),
         rests_(gram.padded, kNever),
-        now_{{0, 0}, Aligned<T>(gram.padded, T(0)), Aligned<T>(gram.padded, T(0))} {
+        now_{{0, 0, fit_scale}, Aligned<T>(gram.padded, T(0)), Aligned<T>(gram.padded, T(0))} {
     for (int64_t n = 0; n < gram.columns; ++n) {
       cross_[n] = static_cast<T>(cross[n * cross_stride] / unit);
       diagonal_[n] = gram.diagonal(group, n);

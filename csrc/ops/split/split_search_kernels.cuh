@@ -22,6 +22,7 @@ struct SearchState {
   double *scale, *explained;    // [g, R]
   const int8_t* levels;         // [g, R, 2]
   int rows, columns, channels;
+  bool fit_scale;  // else the rows keep theirs
 
   // The part of one row.
   __device__ SearchState of_row(int64_t row) const {
@@ -38,7 +39,8 @@ struct SearchState {
             levels + 2 * row,
             rows,
             columns,
-            channels};
+            channels,
+            fit_scale};
   }
 };
 
@@ -124,7 +126,7 @@ __device__ Explained begin_search(const SearchState<T>& row) {
   cross = block_sum(cross);
   energy = block_sum(energy);
   copy_state(row, true);
-  return {cross, energy};
+  return {cross, energy, row.fit_scale};
 }
 
 // The best codes with some of them moved.

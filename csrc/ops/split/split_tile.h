@@ -22,6 +22,7 @@ struct Problem {
   const T* cross;  // [g, N, M]
   int64_t channels;
   int planes, rounds;
+  bool fit_scale;  // else the rows keep theirs
 };
 
 // The rows of a tile in the tensors of the call: its input and its results.
@@ -142,7 +143,7 @@ class Tile {
   void fit_scales() {
     std::vector<T> growth(rows_, T(1));
     for (const int64_t r : active_) {
-      const double exact = scale_growth(products_[r].cross, products_[r].residual);
+      const double exact = scale_growth(products_[r].cross, products_[r].residual, problem_.fit_scale);
       scale_[r] *= exact;
       growth[r] = static_cast<T>(exact);
     }
@@ -184,7 +185,7 @@ class Tile {
   // residual).
   void store(int64_t row) {
     const Products& products = products_[row];
-    const double growth = scale_growth(products.cross, products.residual);
+    const double growth = scale_growth(products.cross, products.residual, problem_.fit_scale);
     const double explained = growth == 1 ? products.cross + products.residual : growth * products.cross;
     io_.explained[row] = scale_[row] * explained * io_.scale[row] * io_.scale[row];
     io_.scale[row] *= scale_[row] * growth;

@@ -22,11 +22,12 @@ _FIELD = "bitsplit"
 
 
 class StoredGrid(Document):
-    """Integer levels low .. high of a code that is ``bits`` wide."""
+    """Integer levels low .. high of a code that is ``bits`` wide; whether its scales have to be 2^k."""
 
     bits: int = Field(ge=2, le=8)
     low: int
     high: int
+    power_of_two: bool = False
 
 
 class StoredLayer(Document):

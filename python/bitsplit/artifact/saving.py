@@ -91,7 +91,7 @@ def _copy(value: Tensor) -> Tensor:
 
 
 def _stored(grid: Grid) -> StoredGrid:
-    return StoredGrid(bits=grid.bits, low=grid.low, high=grid.high)
+    return StoredGrid(bits=grid.bits, low=grid.low, high=grid.high, power_of_two=grid.power_of_two)
 
 
 def _require_current(name: str, layer: nn.Module) -> None:

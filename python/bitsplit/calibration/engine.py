@@ -28,7 +28,7 @@ from bitsplit.methods.base import Inputs, Method
 from bitsplit.methods.statistics import InputSample
 from bitsplit.network import Network
 from bitsplit.plan import Plan
-from bitsplit.quantizers import prepare
+from bitsplit.quantizers import align_biases, prepare
 from bitsplit.report.results import LayerResult, PieceResult, QuantizationReport
 
 
@@ -114,6 +114,8 @@ class Engine:
                 self._walk()
                 for method in self.methods:
                     self._finish(method)
+            if self.plan.recipe.power_of_two:
+                align_biases(self.student)
         finally:
             self.store.close()
         return QuantizationReport(

@@ -64,6 +64,10 @@ PolicyOption = Annotated[
         show_default="paper, or by effort qdrop",
     ),
 ]
+PowerOfTwoOption = Annotated[
+    bool,
+    typer.Option("--power-of-two", help="Every scale is 2^k: integers and shifts alone run the network."),
+]
 LayerOption = Annotated[
     list[str] | None,
     typer.Option(
@@ -121,12 +125,13 @@ def recipe_of(
     method: list[str] | None,
     effort: str | None,
     policy: str | None,
+    power_of_two: bool,
     layer: list[str] | None,
     seed: int | None,
 ) -> Recipe:
     """The recipe of a file, or the one that the other options spell; not both."""
     spelled = {"--bits": bits, "--method": method, "--effort": effort}
-    spelled |= {"--policy": policy, "--layer": layer, "--seed": seed}
+    spelled |= {"--policy": policy, "--power-of-two": power_of_two or None, "--layer": layer, "--seed": seed}
     if recipe is not None:
         both = [name for name, value in spelled.items() if value not in (None, [])]
         if both:
@@ -134,6 +139,7 @@ def recipe_of(
         return Recipe.from_file(recipe)
     fields: dict[str, Any] = dict(parse_bits(bits or "W4"))
     fields["weights"] = fields.get("weights")
+    fields["power_of_two"] = power_of_two
     if method:
         fields["method"] = [_plain(text, "--method") for text in method]
     if effort is not None or not method:

@@ -20,6 +20,7 @@ def plan(
     method: options.MethodOption = None,
     effort: options.EffortOption = None,
     policy: options.PolicyOption = None,
+    power_of_two: options.PowerOfTwoOption = False,
     layer: options.LayerOption = None,
     seed: options.SeedOption = None,
     recipe: options.RecipeOption = None,
@@ -35,7 +36,7 @@ def plan(
     device: options.DeviceOption = None,
 ) -> None:
     """Show what quantize would do to every layer; nothing is fitted, no photos are needed."""
-    chosen = options.recipe_of(recipe, bits, method, effort, policy, layer, seed)
+    chosen = options.recipe_of(recipe, bits, method, effort, policy, power_of_two, layer, seed)
     network = load_model(model, weights)
     if input_size is None:
         side = preprocessing_of(model, network).crop or 224

@@ -29,6 +29,7 @@ def quantize(
     method: options.MethodOption = None,
     effort: options.EffortOption = None,
     policy: options.PolicyOption = None,
+    power_of_two: options.PowerOfTwoOption = False,
     layer: options.LayerOption = None,
     seed: options.SeedOption = None,
     recipe: options.RecipeOption = None,
@@ -47,7 +48,7 @@ def quantize(
     device: options.DeviceOption = None,
 ) -> None:
     """Quantize a network with calibration photos and save it."""
-    chosen = options.recipe_of(recipe, bits, method, effort, policy, layer, seed)
+    chosen = options.recipe_of(recipe, bits, method, effort, policy, power_of_two, layer, seed)
     if not save.parent.is_dir():
         raise ArtifactError(f"cannot save to {save}: there is no folder {save.parent}")
     if save.is_dir():

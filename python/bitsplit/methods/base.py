@@ -206,6 +206,11 @@ class Method(Config):
         """Whether weights hold the scales of the inputs that they read: then nothing else can read those."""
         return False
 
+    @property
+    def needs_free_scales(self) -> bool:
+        """Whether its scales cannot be kept to powers of two."""
+        return False
+
     def memory(self, kind: LayerKind, groups: int, columns: int) -> int:
         """Bytes it holds at once while it fits the weights of a layer: second moments, above all."""
         return 0
@@ -236,7 +241,7 @@ class ActivationMethod(Config):
     inputs: Inputs = "quantized"
 
     def fit(self, sample: InputSample, grid: Grid) -> tuple[Tensor, Tensor]:
-        """Scale and zero point, Tensor[1] each."""
+        """Scale and zero point, Tensor[1] each; the scale is moved to what ``grid`` allows."""
         raise NotImplementedError
 
     def fit_layer(self, task: LayerTask, per_channel: bool = False) -> None:
@@ -267,7 +272,7 @@ class ActivationMethod(Config):
 
     def _fit(self, sample: InputSample, grid: Grid) -> tuple[Tensor, Tensor]:
         """Scales and zero points of all channels of ``sample``."""
-        found = [self.fit(part, grid) for part in sample.channels()]
+        found = [grid.allowed(*self.fit(part, grid)) for part in sample.channels()]
         scale, zero_point = (torch.cat(values) for values in zip(*found, strict=True))
         active = (sample.low < 0) | (sample.high > 0)
         if active.any():  # a channel without values gets the scale of a usual one

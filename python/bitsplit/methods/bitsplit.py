@@ -21,7 +21,7 @@ from bitsplit.methods.norms import ReestimateNorms
 from bitsplit.methods.ranges import store_levels
 from bitsplit.methods.registry import register
 from bitsplit.methods.statistics import refitted_bias
-from bitsplit.methods.wide import WIDEST, fit_in_parts, part_width
+from bitsplit.methods.wide import WIDEST, fit_in_parts, part_width, start_scales
 from bitsplit.network import LayerKind
 from bitsplit.ops.levels import level_choices
 from bitsplit.ops.split import (
@@ -37,6 +37,7 @@ from bitsplit.ops.split import (
     search,
     solve_starts,
 )
+from bitsplit.quantizers import Grid
 
 MATRICES = 4  # G, centred G, and four in float32 while it is factorized
 SEARCH_WORK = 12 * 10**7  # weights of a layer times steps: less than a tenth of a second of one core
@@ -119,6 +120,10 @@ class BitSplit(WeightMethod):
     def scales_in_weights(self) -> bool:
         return self.ecaq
 
+    @property
+    def needs_free_scales(self) -> bool:
+        return self.starts == "planes"
+
     def fit_layer(self, task: LayerTask) -> None:
         if self.activations_last:
             if task.weight_grid is not None:
@@ -146,7 +151,7 @@ class BitSplit(WeightMethod):
             )
         sums = task.statistics("quantized" if self.error_compensation else "float", self.patches)
         moments = sums.centred() if self.refit_bias else sums
-        found = self.fit_rows(task.weight, moments.gram, moments.cross, task.weight_grid.bits, task.seed)
+        found = self.fit_rows(task.weight, moments.gram, moments.cross, task.weight_grid, task.seed)
         store_levels(task, found.codes, found.scale, found.levels)
         if self.refit_bias:
             task.store_bias(refitted_bias(task.bias, task.quantized_weight, sums))
@@ -155,11 +160,11 @@ class BitSplit(WeightMethod):
         """The levels that a row may have."""
         return level_choices(bits, self.levels == "affine")
 
-    def fit_rows(self, weight: Tensor, gram: Tensor, cross: Tensor, bits: int, seed: int) -> Descent:
+    def fit_rows(self, weight: Tensor, gram: Tensor, cross: Tensor, grid: Grid, seed: int) -> Descent:
         """Codes and scales of the rows of weight [g, M, N] from second moments alone."""
         if self.starts == "planes":
-            return self._planes(weight, gram, cross, bits)
-        return self._several(weight, gram, cross, bits, seed)
+            return self._planes(weight, gram, cross, grid.bits)
+        return self._several(weight, gram, cross, grid, seed)
 
     def _planes(self, weight: Tensor, gram: Tensor, cross: Tensor, bits: int) -> Descent:
         """The paper's own road: weight space, then bit planes in response space, then perhaps polish."""
@@ -172,18 +177,19 @@ class BitSplit(WeightMethod):
             found = found._replace(codes=found.codes.masked_fill(dead.unsqueeze(1), 0))
         return found
 
-    def _several(self, weight: Tensor, gram: Tensor, cross: Tensor, bits: int, seed: int) -> Descent:
+    def _several(self, weight: Tensor, gram: Tensor, cross: Tensor, grid: Grid, seed: int) -> Descent:
         """Scales rounded with error feedback and polished, then searched around; the best per row."""
         gram, cross = gram.float(), cross.float()
         factor = feedback_factor(gram, self.damping)
         target = response_target(weight, gram, cross, factor).float()
-        _, scale = fwa(influential(weight, gram), bits)
-        scales = torch.stack([scale * multiplier for multiplier in self.scales], dim=1)
-        best = solve_starts(target, scales, gram, cross, factor, self._choices(bits), self.rounds)
+        scales = start_scales(influential(weight, gram), grid, self.scales)
+        fit_scale = not grid.power_of_two
+        choices = self._choices(grid.bits)
+        best = solve_starts(target, scales, gram, cross, factor, choices, self.rounds, fit_scale)
         groups, rows, columns = best.codes.shape
         steps = min(self.search * columns, SEARCH_WORK // (groups * rows * columns))
-        found = search(best.codes, best.scale, gram, cross, best.levels, steps, seed)
-        found = polish(found.codes, found.scale, gram, cross, found.levels, self.rounds)
+        found = search(best.codes, best.scale, gram, cross, best.levels, steps, seed, fit_scale)
+        found = polish(found.codes, found.scale, gram, cross, found.levels, self.rounds, fit_scale)
         return best_of(stacked(best, found), rows)
 
     def finish(self, run: Run) -> None:

@@ -46,7 +46,11 @@ class Clock:
             self._keys[seed] = torch.cat([self._now.new_tensor([seed]), self._now])
         return self._keys[seed]
 
-    def falling(self, rate: float) -> Tensor:
-        """A learning rate for every iteration, from ``rate`` to 0 along half a cosine, float32."""
-        progress = torch.arange(self.iterations, dtype=torch.float64) / max(1, self.iterations)
+    def falling(self, rate: float, share: float = 1.0) -> Tensor:
+        """A learning rate for every iteration, from ``rate`` to 0 along half a cosine, float32.
+
+        share: of the iterations, after which it is 0.
+        """
+        progress = torch.arange(self.iterations, dtype=torch.float64) / max(1, share * self.iterations)
+        progress = progress.clamp(max=1)
         return (rate / 2 * (1 + torch.cos(math.pi * progress))).float().to(self.device)

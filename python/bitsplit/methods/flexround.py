@@ -53,7 +53,7 @@ class Divisors:
     def __init__(self, layers: Sequence[LayerTask], rate: float, scale_rate: float) -> None:
         self._layers = [_LayerDivisors(layer) for layer in layers]
         self._divisors = Adam([layer.divisor for layer in self._layers], rate)
-        self._scales = Adam([layer.scale for layer in self._layers], scale_rate)
+        self._scales = Adam([layer.log_scale for layer in self._layers if not layer.keeps_scale], scale_rate)
 
     @property
     def parameters(self) -> list[nn.Parameter]:
@@ -88,10 +88,16 @@ class _LayerDivisors:
         self._float = layer.kind.unmatrix(layer.module, layer.weight).clone()
         self._zero = quantizer.per_channel(quantizer.zero_point)
         self.divisor = nn.Parameter(self._leading_to(quantizer.codes - self._zero).log())
-        self.scale = nn.Parameter(quantizer.scale.log().to(self._float.dtype))
+        self.log_scale = nn.Parameter(quantizer.scale.log().to(self._float.dtype))
+        self.keeps_scale = quantizer.grid.power_of_two
         # written in place: a recorded iteration reads the same memory every time
         self._ratio, self._level = torch.empty_like(self._float), torch.empty_like(self._float)
         self.write()
+
+    @property
+    def scale(self) -> Tensor:
+        """Of every channel."""
+        return self._quantizer.scale if self.keeps_scale else self.log_scale.detach().exp()
 
     def _leading_to(self, level: Tensor) -> Tensor:
         """The divisors closest to 1 that round every weight to ``level``, or to 0 if its sign is another."""
@@ -109,19 +115,19 @@ class _LayerDivisors:
 
     def write(self) -> None:
         """The weight that scales and divisors stand for."""
-        scale = self._quantizer.per_channel(self.scale.detach().exp())
+        scale = self._quantizer.per_channel(self.scale)
         self._ratio.copy_(self._float / (scale * self.divisor.detach().exp()))
         self._level.copy_(self._rounded(self._ratio))
         self.weight.data.copy_(scale * self._level)
 
     def take_gradients(self) -> None:
         """From the gradient of the weight, rounding taken for the identity within the levels."""
-        grad = gradient_of(self.weight) * self._quantizer.per_channel(self.scale.exp())
+        grad = gradient_of(self.weight) * self._quantizer.per_channel(self.scale)
         passed = torch.where(self._ratio.round() == self._level, grad * self._ratio, 0)
         self.divisor.grad = -passed
-        self.scale.grad = self._quantizer.sum_per_channel(grad * self._level - passed)
+        self.log_scale.grad = self._quantizer.sum_per_channel(grad * self._level - passed)
         self.weight.grad = None
 
     def harden(self) -> None:
         quantizer = self._quantizer
-        set_weight(self._module, self._level + self._zero, self.scale.detach().exp(), quantizer.zero_point)
+        set_weight(self._module, self._level + self._zero, self.scale, quantizer.zero_point)

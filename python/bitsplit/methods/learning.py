@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -18,7 +19,9 @@ from bitsplit.ops.steps import learned_quantize
 from bitsplit.ops.threads import one_thread
 from bitsplit.quantizers import ActivationQuantizer, WeightQuantizer, fitted_state, set_fitted_state
 
-SMALLEST = 1e-8
+SMALLEST = 2.0**-27  # step
+EXPONENT_RATE = 1e-2  # of Adam on the exponents of steps that are powers of two,
+SETTLED = 0.5  # which stay when this share of the iterations is over
 SLOWER = 4
 
 AnyMethod = TypeVar("AnyMethod", bound=Method)
@@ -96,16 +99,19 @@ def log_scale_gradient(quantizer: WeightQuantizer, weight: nn.Parameter) -> Tens
 class Adam:
     """Adam, also on nothing at all.
 
-    clock: with it the learning rate falls from ``rate`` to 0 along half a cosine; without it it stays.
+    clock: with it the learning rate falls from ``rate`` to 0 along half a cosine, in this ``share`` of the
+    iterations; without it it stays.
     """
 
-    def __init__(self, variables: Sequence[Tensor], rate: float, clock: Clock | None = None) -> None:
+    def __init__(
+        self, variables: Sequence[Tensor], rate: float, clock: Clock | None = None, share: float = 1.0
+    ) -> None:
         self._optimizer: torch.optim.Adam | None = None
         self._clock = clock
         if not variables:
             return
         self._rate = torch.tensor(rate, dtype=torch.float32, device=variables[0].device)
-        self._rates = None if clock is None else clock.falling(rate)
+        self._rates = None if clock is None else clock.falling(rate, share)
         self._optimizer = torch.optim.Adam(variables, lr=self._rate, fused=True, capturable=True)
         self._optimizer._warned_capturable_if_run_uncaptured = True  # not every iteration is recorded
 
@@ -123,7 +129,7 @@ class LearnedScales:
     """Adam on the logarithms of weight scales, from the gradients of the weights.
 
     scales: quantizer, weight, and the scale of every channel, which changes in place: whoever writes the
-    weight next does so with the new one.  rate, clock: as for ``Adam``.
+    weight next does so with the new one.  Scales that are powers of two stay.  rate, clock: as for ``Adam``.
     """
 
     def __init__(
@@ -132,8 +138,8 @@ class LearnedScales:
         rate: float,
         clock: Clock | None = None,
     ) -> None:
-        self._scales = scales
-        self._logarithms = [nn.Parameter(scale.log()) for _, _, scale in scales]
+        self._scales = [of_weight for of_weight in scales if not of_weight[0].grid.power_of_two]
+        self._logarithms = [nn.Parameter(scale.log()) for _, _, scale in self._scales]
         self._adam = Adam(self._logarithms, rate, clock)
 
     @torch.no_grad()
@@ -164,7 +170,9 @@ class LearnedSteps:
     """The steps of input quantizers (LSQ); a context in which they quantize with what is learned.
 
     drop: the chance of an element to stay as it is (QDrop), drawn by the key that ``key`` gives for an input.
-    Quantizers with one scale per channel (ECAQ) keep theirs.
+    Quantizers with one scale per channel (ECAQ) keep theirs.  Of a step that is a power of two the logarithm
+    is learned, and rounded in every iteration; it stays when the first half of them is over, so that all else
+    can settle.
     """
 
     def __init__(
@@ -177,7 +185,12 @@ class LearnedSteps:
     ) -> None:
         self._quantizers = [quantizer for quantizer in quantizers if not quantizer.is_per_channel]
         self.parameters = [nn.Parameter(quantizer.scale.clone()) for quantizer in self._quantizers]
-        self._adam = Adam(self.parameters, rate, clock)
+        powers = [quantizer.grid.power_of_two for quantizer in self._quantizers]
+        free = [step for step, power in zip(self.parameters, powers, strict=True) if not power]
+        self._powers = [step for step, power in zip(self.parameters, powers, strict=True) if power]
+        self._exponents = [nn.Parameter(step.detach().log2()) for step in self._powers]
+        self._adam = Adam(free, rate, clock)
+        self._exponent_adam = Adam(self._exponents, EXPONENT_RATE, clock, SETTLED)
         self._drop = drop
         self._key = key or (lambda _: clock.key(0))
 
@@ -198,8 +211,14 @@ class LearnedSteps:
         step, zero = self.parameters[number], quantizer.zero_point
         return learned_quantize(x, step, zero, low, high, self._drop, self._key(x))
 
+    @torch.no_grad()
     def step(self) -> None:
         """Learn from the gradients of the steps, and forget them."""
         self._adam.step()
-        for scale in self.parameters:
-            scale.data.clamp_(min=SMALLEST)
+        for exponent, step in zip(self._exponents, self._powers, strict=True):
+            exponent.grad, step.grad = gradient_of(step) * step * math.log(2), None
+        self._exponent_adam.step()
+        for exponent, step in zip(self._exponents, self._powers, strict=True):
+            step.copy_(exponent.round().exp2())
+        for step in self.parameters:
+            step.clamp_(min=SMALLEST)

@@ -21,9 +21,11 @@ class Nearest(WeightMethod):
     activations: AnyActivationMethod = MinMaxActivations()
 
     def fit_weights(self, task: LayerTask) -> None:
-        bits = task.weight_grid.bits
-        if self.levels == "symmetric":
-            task.store(*fwa(task.weight, bits))
+        grid, affine = task.weight_grid, self.levels == "affine"
+        if not affine and not grid.power_of_two:
+            task.store(*fwa(task.weight, grid.bits))
             return
-        levels, scale, bounds = nearest_levels(task.weight, level_choices(bits, affine=True))
+        levels, scale, bounds = nearest_levels(
+            task.weight, level_choices(grid.bits, affine), grid.power_of_two
+        )
         store_levels(task, levels, scale, bounds)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from bitsplit.methods.base import LayerTask
+from bitsplit.quantizers.powers import power_by_distance
 
 MOST_ROUNDS = 1000  # they end by themselves; a bound in case two codings tie for ever
 
@@ -15,9 +16,10 @@ MOST_ROUNDS = 1000  # they end by themselves; a bound in case two codings tie fo
 def store_nearest(task: LayerTask, scale: Tensor, zero_point: Tensor) -> None:
     """Give a layer the codes nearest to its weights, ties to the even level.
 
-    Scale and zero point: [g, M] or [g * M].
+    Scale and zero point: [g, M] or [g * M]; the scale is moved to a power of two where the grid wants one.
     """
     grid, shape = task.weight_grid, task.weight.shape[:2]
+    scale, zero_point = grid.allowed(scale, zero_point)
     zero = zero_point.view(*shape, 1)
     codes = torch.round(task.weight / scale.view(*shape, 1)) + zero
     task.store(codes.clamp(grid.low, grid.high), scale, zero_point)
@@ -29,17 +31,20 @@ def store_levels(task: LayerTask, levels: Tensor, scale: Tensor, bounds: Tensor)
     task.store(levels + zero_point.unsqueeze(2), scale, zero_point)
 
 
-def nearest_levels(weight: Tensor, choices: Sequence[tuple[int, int]]) -> tuple[Tensor, Tensor, Tensor]:
+def nearest_levels(
+    weight: Tensor, choices: Sequence[tuple[int, int]], power_of_two: bool = False
+) -> tuple[Tensor, Tensor, Tensor]:
     """Nearest levels and their best scale in turn until no level moves: of every row the best choice.
 
     Args:
         weight: [g, M, N].  choices: lowest and highest level that a row may have, low < 0 < high.
+        power_of_two: scales are the best among these.
 
     Returns:
         Levels [g, M, N] int8, scale [g, M] float64, and the bounds [g, M, 2] that were chosen.
     """
     weight = weight.double()
-    fits = [_alternate(weight, low, high) for low, high in choices]
+    fits = [_alternate(weight, low, high, power_of_two) for low, high in choices]
     errors = torch.stack([(weight - scale.unsqueeze(2) * levels).square().sum(2) for levels, scale in fits])
     best = errors.argmin(0)
     bounds = torch.tensor(choices, device=weight.device)[best]
@@ -50,7 +55,7 @@ def nearest_levels(weight: Tensor, choices: Sequence[tuple[int, int]]) -> tuple[
     return levels, scale, bounds
 
 
-def _alternate(weight: Tensor, low: int, high: int) -> tuple[Tensor, Tensor]:
+def _alternate(weight: Tensor, low: int, high: int, power_of_two: bool) -> tuple[Tensor, Tensor]:
     """From the smallest scale that clips nothing on; a row of zeros gets levels 0 and scale 1."""
     widest = torch.maximum(weight.amax(2) / high, weight.amin(2) / low)
     scale = widest.where(widest >= torch.finfo(torch.float64).tiny, 1)
@@ -61,4 +66,6 @@ def _alternate(weight: Tensor, low: int, high: int) -> tuple[Tensor, Tensor]:
             break
         answered = (weight * levels).sum(2)
         scale = torch.where(answered > 0, answered / levels.square().sum(2), scale)
+        if power_of_two:
+            scale = power_by_distance(scale)
     return levels.to(torch.int8), scale

@@ -17,6 +17,8 @@ from bitsplit.methods.ranges import store_levels
 from bitsplit.methods.statistics import Statistics, refitted_bias
 from bitsplit.ops.levels import levels_of
 from bitsplit.ops.split import feedback, feedback_factor, fwa, response_target
+from bitsplit.quantizers import Grid
+from bitsplit.quantizers.powers import power_below
 
 WIDEST = 10_000  # inputs
 
@@ -38,12 +40,11 @@ def fit_in_parts(
 
     ``choices`` of levels and ``scales``, multiples of the nearest scale: what a row may have.
     """
-    bits, columns = task.weight_grid.bits, task.weight.shape[2]
+    columns = task.weight.shape[2]
     width = part_width(columns)
     weight, codes = task.weight.clone(), torch.zeros_like(task.weight, dtype=torch.int8)
-    _, nearest = fwa(task.weight, bits)
-    starts = [nearest * multiplier for _ in choices for multiplier in scales]
-    scale = torch.cat(starts, dim=1)  # [1, R], R = starts * M, later M
+    starts = start_scales(task.weight, task.weight_grid, scales)
+    scale = starts.repeat(1, len(choices), 1).flatten(1)  # [1, R], R = starts * M, later M
     levels = levels_of(choices, scale)
     for begin in range(0, columns, width):
         part = slice(begin, min(begin + width, columns))
@@ -54,6 +55,15 @@ def fit_in_parts(
     store_levels(task, codes, scale, levels)
     if refit_bias:
         task.store_bias(refitted_bias(task.bias, weight[:, :, part], sums))
+
+
+def start_scales(weight: Tensor, grid: Grid, multiples: Sequence[float]) -> Tensor:
+    """Scales [g, S, M] to start from: multiples of the one nearest to weight [g, M, N], or powers of two."""
+    _, nearest = fwa(weight, grid.bits)
+    if grid.power_of_two:
+        below = power_below(nearest)
+        return torch.stack([below / 2, below, 2 * below], dim=1)
+    return torch.stack([nearest * multiple for multiple in multiples], dim=1)
 
 
 def _round(

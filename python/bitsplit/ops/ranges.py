@@ -86,6 +86,35 @@ def lp_search(
     return SearchResult(*torch.ops.bitsplit.lp_search(x, axis, qmin, qmax, low, high, candidates, p))
 
 
+EXPONENTS = 6
+
+
+def power_of_two_search(
+    x: Tensor, axis: int, qmin: int, qmax: int, low: Tensor, high: Tensor, p: float = 2.0
+) -> SearchResult:
+    """Per channel the best scale that is a power of two, under the sum of |x - Q(x)|^p.
+
+    From the smallest that represents the whole range [low, high] on, ``EXPONENTS`` ever smaller ones; of
+    equals the largest. Arguments otherwise as for `lp_search`.
+
+    >>> x = torch.tensor([[0.0, 0.5, 1.0, 1.5], [0.0, 0.0, 0.0, 0.0]])
+    >>> power_of_two_search(x, 0, -3, 3, *channel_range(x, 0)).scale
+    tensor([0.5000, 1.0000])
+    """
+    low, high = low.double(), high.double()
+    covering, _ = grid_of_range(low, high, qmin, qmax)
+    widest = torch.exp2(torch.log2(covering).ceil())
+    tried = []
+    for exponent in range(EXPONENTS):
+        scale = widest / 2**exponent
+        stretch = scale / covering
+        found = lp_search(x, axis, qmin, qmax, low * stretch, high * stretch, 1, p)
+        tried.append(found._replace(scale=scale.to(found.scale.dtype)))
+    scales, zero_points, errors = (torch.stack(field) for field in zip(*tried, strict=True))
+    best = errors.argmin(0, keepdim=True)
+    return SearchResult(*(field.gather(0, best).squeeze(0) for field in (scales, zero_points, errors)))
+
+
 def alternate_scale(x: Tensor, qmin: int, qmax: int) -> Tensor:
     """Bit-Split's activation scale: codes and scale in turn until nothing changes.
 

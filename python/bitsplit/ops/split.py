@@ -91,32 +91,47 @@ def planes(
 
 
 def polish(
-    codes: Tensor, scale: Tensor, gram: Tensor, cross: Tensor, levels: Tensor, rounds: int = 100
+    codes: Tensor,
+    scale: Tensor,
+    gram: Tensor,
+    cross: Tensor,
+    levels: Tensor,
+    rounds: int = 100,
+    fit_scale: bool = True,
 ) -> Descent:
     """Minimise the response error over all levels: the scale and every code in turn.
 
     Arguments as for `planes`, whose fixed points it can only improve, but levels [g, R, 2] of every row.
+    Without `fit_scale` every row keeps its scale.
     """
-    return Descent(*torch.ops.bitsplit.polish(codes, scale, gram, cross, levels, rounds), levels)
+    return Descent(*torch.ops.bitsplit.polish(codes, scale, gram, cross, levels, rounds, fit_scale), levels)
 
 
 def search(
-    codes: Tensor, scale: Tensor, gram: Tensor, cross: Tensor, levels: Tensor, steps: int, seed: int = 0
+    codes: Tensor,
+    scale: Tensor,
+    gram: Tensor,
+    cross: Tensor,
+    levels: Tensor,
+    steps: int,
+    seed: int = 0,
+    fit_scale: bool = True,
 ) -> Descent:
     """Look for better codes around a fixed point: one code a step, the best move even if it is a loss.
 
     A tabu search: a code that moved rests for a few steps, and every so often the search goes back to the
-    best codes and moves a few at random. The scale is the best one throughout.
+    best codes and moves a few at random. The scale is the best one throughout, or the given one.
 
     Args:
-        codes, scale, gram, cross, levels: as for `polish`.
+        codes, scale, gram, cross, levels, fit_scale: as for `polish`.
         steps: so many for every row.
         seed: decides the random moves, together with group and channel.
 
     Returns:
         The best codes met, not necessarily a fixed point of `polish`.
     """
-    return Descent(*torch.ops.bitsplit.search(codes, scale, gram, cross, levels, steps, seed), levels)
+    found = torch.ops.bitsplit.search(codes, scale, gram, cross, levels, steps, seed, fit_scale)
+    return Descent(*found, levels)
 
 
 def feedback(target: Tensor, scale: Tensor, factor: Tensor, levels: Tensor) -> tuple[Tensor, Tensor]:
@@ -216,13 +231,14 @@ def solve_starts(
     factor: Tensor,
     choices: Sequence[tuple[int, int]],
     rounds: int = 100,
+    fit_scale: bool = True,
 ) -> Descent:
     """Round `target` with feedback from every start, polish the most promising, keep the best per channel.
 
     Args:
         target: [g, M, N]. scale: [g, S, M] float64. gram: [g, N, N]. cross: [g, N, M], its dtype is the one
             computed in. factor: [g, N, N], from `feedback_factor`. choices: levels that a row may have. Every
-            scale with every choice is a start.
+            scale with every choice is a start. fit_scale: as for `polish`.
 
     Returns:
         The best start of every channel, rows = M.
@@ -233,7 +249,7 @@ def solve_starts(
     by_start = loss.unflatten(1, (-1, target.shape[1]))
     promising = by_start.argsort(stable=True, dim=1)[:, :POLISHED_STARTS]
     codes, scale, levels = (_of_starts(field, promising) for field in (codes, scale, levels))
-    return best_of(polish(codes, scale, gram, cross, levels, rounds), target.shape[1])
+    return best_of(polish(codes, scale, gram, cross, levels, rounds, fit_scale), target.shape[1])
 
 
 @torch.library.register_fake("bitsplit::fwa")

@@ -3,6 +3,7 @@
 from bitsplit.quantizers.grid import Grid
 from bitsplit.quantizers.layers import (
     LayerCodes,
+    align_biases,
     attach_input_quantizer,
     attach_weight_quantizer,
     codes,
@@ -14,12 +15,15 @@ from bitsplit.quantizers.layers import (
     set_weight,
 )
 from bitsplit.quantizers.modules import ActivationQuantizer, WeightQuantizer
+from bitsplit.quantizers.scales import SiteScales, scales
 
 __all__ = [
     "ActivationQuantizer",
     "Grid",
     "LayerCodes",
+    "SiteScales",
     "WeightQuantizer",
+    "align_biases",
     "attach_input_quantizer",
     "attach_weight_quantizer",
     "codes",
@@ -27,6 +31,7 @@ __all__ = [
     "prepare",
     "quantized_layers",
     "refresh_weight",
+    "scales",
     "set_fitted_state",
     "set_weight",
 ]

@@ -1,38 +1,56 @@
-"""The integer levels a quantizer may use."""
+"""The integer levels a quantizer may use, and what its scale may be."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
+
+from bitsplit.quantizers.powers import are_powers_of_two, power_by_ratio
 
 
 @dataclass(frozen=True)
 class Grid:
-    """Integer levels ``low .. high`` of a ``bits`` wide code.
+    """Integer levels ``low .. high`` of a ``bits`` wide code; a scale of 2^k only where ``power_of_two``.
 
     >>> Grid.symmetric(4)
-    Grid(bits=4, low=-7, high=7)
+    Grid(bits=4, low=-7, high=7, power_of_two=False)
     """
 
     bits: int
     low: int
     high: int
+    power_of_two: bool = False
 
     @classmethod
-    def symmetric(cls, bits: int) -> Grid:
+    def symmetric(cls, bits: int, power_of_two: bool = False) -> Grid:
         """Signed levels without the lowest one, so that zero sits in the middle (Bit-Split's levels)."""
         high = 2 ** (bits - 1) - 1
-        return cls(bits, -high, high)
+        return cls(bits, -high, high, power_of_two)
 
     @classmethod
-    def unsigned(cls, bits: int) -> Grid:
+    def unsigned(cls, bits: int, power_of_two: bool = False) -> Grid:
         """All ``2**bits`` levels from zero; with a zero point they also cover signed ranges."""
-        return cls(bits, 0, 2**bits - 1)
+        return cls(bits, 0, 2**bits - 1, power_of_two)
 
     @property
     def is_signed(self) -> bool:
         return self.low < 0
+
+    def allowed(self, scale: Tensor, zero_point: Tensor) -> tuple[Tensor, Tensor]:
+        """The nearest scale that this grid allows, by ratio, and the zero point that goes with it."""
+        if not self.power_of_two:
+            return scale, zero_point
+        power = power_by_ratio(scale)
+        below = (zero_point - self.low) * (scale / power)  # zero keeps its place in the range
+        return power, (self.low + below.round()).clamp(self.low, self.high).to(torch.int32)
+
+    def check_scale(self, scale: Tensor) -> None:
+        """Raise ``ValueError`` for a scale that this grid does not allow."""
+        if self.power_of_two and not are_powers_of_two(scale):
+            worst = scale[scale != power_by_ratio(scale)][0]
+            raise ValueError(f"scales must be powers of two, got {worst.item():.6g}")
 
     @property
     def dtype(self) -> torch.dtype:

@@ -118,9 +118,9 @@ def prepare(model: nn.Module, plan: Plan) -> nn.Module:
     for layer_plan in plan.layers:
         layer = model.get_submodule(layer_plan.name)
         if layer_plan.weights is not None:
-            attach_weight_quantizer(layer, weight_grid(layer_plan))
+            attach_weight_quantizer(layer, weight_grid(layer_plan, plan.recipe.power_of_two))
         if layer_plan.activations is not None:
-            grid = activation_grid(layer_plan)
+            grid = activation_grid(layer_plan, plan.recipe.power_of_two)
             quantizer = ActivationQuantizer(grid, channel_axis=-1 - kind_of(layer).spatial)
             quantizer = shared.setdefault(layer_plan.input_key, quantizer)
             attach_input_quantizer(
@@ -129,16 +129,16 @@ def prepare(model: nn.Module, plan: Plan) -> nn.Module:
     return model
 
 
-def weight_grid(layer_plan: LayerPlan) -> Grid:
+def weight_grid(layer_plan: LayerPlan, power_of_two: bool) -> Grid:
     """All levels from zero where the plan says affine, else those around zero."""
     make = Grid.unsigned if layer_plan.weight_levels == "affine" else Grid.symmetric
-    return make(layer_plan.weights)
+    return make(layer_plan.weights, power_of_two)
 
 
-def activation_grid(layer_plan) -> Grid:
+def activation_grid(layer_plan: LayerPlan, power_of_two: bool) -> Grid:
     """Signed symmetric levels where the plan says so, else unsigned ones (perhaps with a zero point)."""
-    bits = layer_plan.activations
-    return Grid.symmetric(bits) if layer_plan.signed else Grid.unsigned(bits)
+    make = Grid.symmetric if layer_plan.signed else Grid.unsigned
+    return make(layer_plan.activations, power_of_two)
 
 
 def quantized_layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
@@ -169,3 +169,14 @@ def codes(model: nn.Module) -> dict[str, LayerCodes]:
                 quantizer.codes, quantizer.scale, quantizer.zero_point, quantizer.bits, quantizer.axis
             )
     return found
+
+
+@torch.no_grad()
+def align_biases(model: nn.Module) -> None:
+    """Round every bias to a multiple of its layer's input scale times weight scale, as its sums are."""
+    for _, layer in quantized_layers(model):
+        weight, inputs = getattr(layer, "weight_quantizer", None), getattr(layer, "input_quantizer", None)
+        if layer.bias is None or weight is None or inputs is None:
+            continue
+        unit = weight.scale if inputs.is_per_channel else weight.scale * inputs.scale
+        layer.bias.copy_((layer.bias / unit).round() * unit)

@@ -38,12 +38,13 @@ class WeightQuantizer(nn.Module):
         return self.grid.bits
 
     def set(self, codes: Tensor, scale: Tensor, zero_point: Tensor | None = None) -> None:
-        """Store fitted values; codes outside the grid are refused rather than clipped."""
+        """Store fitted values; codes outside the grid, and scales that it does not allow, are refused."""
         low, high = int(codes.min()), int(codes.max())
         if low < self.grid.low or high > self.grid.high:
             raise ValueError(f"codes must lie in [{self.grid.low}, {self.grid.high}], got [{low}, {high}]")
-        self.codes = codes.to(self.grid.dtype).contiguous()
-        self.scale = scale.detach().to(torch.float32).reshape(-1).contiguous()
+        stored = scale.detach().to(torch.float32).reshape(-1).contiguous()
+        self.grid.check_scale(stored)
+        self.codes, self.scale = codes.to(self.grid.dtype).contiguous(), stored
         zero = torch.zeros_like(self.scale) if zero_point is None else zero_point
         self.zero_point = zero.reshape(-1).to(torch.int32).contiguous()
 
@@ -103,7 +104,9 @@ class ActivationQuantizer(nn.Module):
 
     def set(self, scale: Tensor, zero_point: Tensor | None = None) -> None:
         """Store fitted values: Tensor[1] each, or Tensor[channels] each (more than one)."""
-        self.scale = scale.detach().to(torch.float32).reshape(-1).contiguous()
+        stored = scale.detach().to(torch.float32).reshape(-1).contiguous()
+        self.grid.check_scale(stored)
+        self.scale = stored
         zero = torch.zeros_like(self.scale) if zero_point is None else zero_point
         self.zero_point = zero.reshape(-1).to(torch.int32).contiguous()
 

@@ -8,7 +8,7 @@ from torch import Tensor
 from bitsplit.methods.base import ActivationMethod
 from bitsplit.methods.registry import register_activation
 from bitsplit.methods.statistics import InputSample
-from bitsplit.ops.ranges import lp_search
+from bitsplit.ops.ranges import lp_search, power_of_two_search
 from bitsplit.quantizers import Grid
 
 
@@ -21,7 +21,9 @@ class MseActivations(ActivationMethod):
     p: float = Field(2.0, gt=0)
 
     def fit(self, sample: InputSample, grid: Grid) -> tuple[Tensor, Tensor]:
-        found = lp_search(
-            sample.values, -1, grid.low, grid.high, sample.low, sample.high, self.candidates, self.p
-        )
+        where = (sample.values, -1, grid.low, grid.high, sample.low, sample.high)
+        if grid.power_of_two:
+            found = power_of_two_search(*where, self.p)
+        else:
+            found = lp_search(*where, self.candidates, self.p)
         return found.scale, found.zero_point
