@@ -96,15 +96,16 @@ def polish(
     levels: tuple[int, int],
     rounds: int,
     ties: Ties | None = None,
+    fit_scale: bool = True,
 ) -> tuple[np.ndarray, float, int]:
     """Response space: per coordinate the best of all levels, the scale fitted every round and at the end.
 
-    ``levels`` here and below: the lowest and the highest one.
+    Without ``fit_scale`` it stays.  ``levels`` here and below: the lowest and the highest one.
     """
     q, used = q.copy(), 0
     for _ in range(rounds):
         used += 1
-        s = best_scale(q, x, y, s)
+        s = best_scale(q, x, y, s) if fit_scale else s
         before = q.copy()
         for n in range(len(q)):
             power = x[n] @ x[n]
@@ -116,7 +117,7 @@ def polish(
             q[n] = np.clip(np.round(exact), *levels)
         if (q == before).all():
             break
-    return q, best_scale(q, x, y, s), used
+    return q, best_scale(q, x, y, s) if fit_scale else s, used
 
 
 MASK = 2**64 - 1
@@ -137,22 +138,30 @@ def search(
     steps: int,
     seed: int,
     row: int,
+    fit_scale: bool = True,
 ) -> tuple[np.ndarray, float]:
     """Tabu search: the codes that explain most of all codes met, and how much that is.
 
-    Every step moves the free code whose move by one level gains most at the best scale so far; it then rests.
+    Every step moves the free code whose move by one level gains most at the best scale so far (without
+    ``fit_scale``: at the scale 1); it then rests.
     Every 20 steps three random codes of the best ones move instead of those at hand.
     """
 
+    def possible(q: np.ndarray) -> bool:
+        return not fit_scale or (q @ cross > 0 and q @ gram @ q > 0)
+
+    def scale_of(q: np.ndarray) -> float:
+        return (q @ cross) / (q @ gram @ q) if fit_scale else 1.0
+
     def explained(q: np.ndarray) -> float:
-        return (q @ cross) ** 2 / (q @ gram @ q) if q @ cross > 0 and q @ gram @ q > 0 else -1
+        return scale_of(q) * (2 * q @ cross - scale_of(q) * (q @ gram @ q))
 
     def within(level: np.ndarray) -> np.ndarray:
         return (levels[0] <= level) & (level <= levels[1])
 
     free_from, best = np.zeros(len(q), int), q.copy()
     alive = np.diag(gram) > 0
-    if explained(q) < 0:
+    if not possible(q):
         return q, 0
     for step in range(1, steps + 1):
         if step % 20 == 0:
@@ -163,8 +172,8 @@ def search(
                 if alive[n] and within(q[n] + direction):
                     q[n] += direction
                     free_from[n] = step + 6
-            q = q if explained(q) > 0 else best.copy()
-        s = (q @ cross) / (q @ gram @ q)
+            q = q if possible(q) else best.copy()
+        s = scale_of(q)
         r = cross - s * (gram @ q)
         direction = np.where(r < 0, -1, 1)
         gain = 2 * np.abs(r) - s * np.diag(gram)
@@ -175,8 +184,8 @@ def search(
             q = q.copy()
             q[n] += direction[n]
             free_from[n] = step + 6 + ((random_bits(seed, row, 4 * step) >> 32) * 5 >> 32)
-        q = q if explained(q) > 0 else best.copy()
-        if explained(q) > explained(best) * (1 + 1e-12):
+        q = q if possible(q) else best.copy()
+        if explained(q) - explained(best) > 1e-12 * abs(explained(best)):
             best = q.copy()
     return best, explained(best)
 

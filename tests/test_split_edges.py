@@ -240,8 +240,8 @@ def operator_calls(device: torch.device) -> dict[str, tuple]:
         "fwa": (layer.weight, 4),
         "ofwa": (layer.weight, codes, scale, 4, 5),
         "planes": (*moments, 4, 5),
-        "polish": (*moments, symmetric(scale, 4), 5),
-        "search": (*moments, symmetric(scale, 4), 30, 1),
+        "polish": (*moments, symmetric(scale, 4), 5, True),
+        "search": (*moments, symmetric(scale, 4), 30, 1, False),
         "feedback": (layer.weight, scale, feedback_factor(layer.gram), symmetric(scale, 4)),
         "objective": (*moments, layer.energy),
     }

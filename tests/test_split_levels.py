@@ -98,19 +98,22 @@ def test_polish_by_hand() -> None:
 
 
 @pytest.mark.parametrize("choices", [TWO_BITS, [(-8, 7), (-7, 8), (0, 3), (-5, 0)], [(-128, 127)]])
-def test_descent_and_feedback_are_the_reference(choices: list[tuple[int, int]]) -> None:
+@pytest.mark.parametrize("fit_scale", [True, False])
+def test_descent_and_feedback_are_the_reference(choices: list[tuple[int, int]], fit_scale: bool) -> None:
     layer = Layer(rows=4, columns=70, patches=140, mix=1.0)
     _, scale = fwa(layer.weight, 2 if choices is TWO_BITS else 4)
     levels, gram = mixed(scale, choices), damped(layer.gram, 0.02)[0].numpy()
     codes, loss = feedback(layer.weight, scale, feedback_factor(layer.gram, 0.02), levels)
     error = layer.weight - scale[:, :, None] * codes
     torch.testing.assert_close(loss, (error @ damped(layer.gram, 0.02) * error).sum(2))
-    found = polish(codes, scale, *layer.moments(), levels)
+    found = polish(codes, scale, *layer.moments(), levels, fit_scale=fit_scale)
+    torch.testing.assert_close(layer.energy - found.explained, layer.objective(found.codes, found.scale))
     clear, x = 0, layer.x[0].numpy()
     for row, (low, high) in enumerate(levels[0].tolist()):
         w, s, ties = layer.weight[0, row].numpy(), scale[0, row].item(), reference.Ties()
         rounded = reference.feedback(w, s, gram, (low, high), ties)
-        q, best, rounds = reference.polish(rounded, s, x, layer.y[0, row].numpy(), (low, high), 100, ties)
+        y = layer.y[0, row].numpy()
+        q, best, rounds = reference.polish(rounded, s, x, y, (low, high), 100, ties, fit_scale)
         if ties.nearest < NEAR_TIE:
             continue
         clear += 1
@@ -122,7 +125,8 @@ def test_descent_and_feedback_are_the_reference(choices: list[tuple[int, int]]) 
 
 
 @pytest.mark.parametrize("choices", [TWO_BITS, [(-8, 7), (-7, 8), (0, 15)]])
-def test_search_is_the_reference(choices: list[tuple[int, int]]) -> None:
+@pytest.mark.parametrize("fit_scale", [True, False])
+def test_search_is_the_reference(choices: list[tuple[int, int]], fit_scale: bool) -> None:
     """On whole-numbered moments, where the operator's running sums are exact."""
     layer = Layer(groups=2, rows=3, columns=40, patches=140)
     layer.x, layer.weight = (3 * layer.x).round(), (50 * layer.weight).round()
@@ -130,13 +134,14 @@ def test_search_is_the_reference(choices: list[tuple[int, int]]) -> None:
     codes, scale = fwa(layer.weight, 2 if choices is TWO_BITS else 4)
     levels = mixed(scale, choices)
     codes = codes.maximum(levels[:, :, :1])
-    found = search(codes, scale, *layer.moments(), levels, steps=130, seed=11)
+    found = search(codes, scale, *layer.moments(), levels, 130, 11, fit_scale)
     assert_inside(found.codes, levels)
     for g in range(2):
         for row in range(3):
             moments = layer.gram[g].numpy(), layer.cross[g, :, row].numpy() / scale[g, row].item()
             start = codes[g, row].numpy().astype(int)
-            q, explained = reference.search(start, *moments, levels[g, row].tolist(), 130, 11, 3 * g + row)
+            limits = levels[g, row].tolist()
+            q, explained = reference.search(start, *moments, limits, 130, 11, 3 * g + row, fit_scale)
             np.testing.assert_array_equal(found.codes[g, row].numpy(), q)
             np.testing.assert_allclose(found.explained[g, row], explained * scale[g, row] ** 2, rtol=1e-9)
     assert (found.codes.amin(2) == levels[:, :, 0]).any() and (found.codes.amax(2) == levels[:, :, 1]).any()
@@ -154,8 +159,11 @@ def test_search_is_the_reference(choices: list[tuple[int, int]]) -> None:
         st.tuples(st.integers(-9, 0), st.integers(0, 9)).filter(lambda pair: pair != (0, 0)), min_size=1
     ),
     dtype=st.sampled_from([torch.float32, torch.float64]),
+    fit_scale=st.booleans(),
 )
-def test_the_objective_never_rises_and_codes_stay_inside(seed, rows, columns, pairs, dtype) -> None:
+def test_the_objective_never_rises_and_codes_stay_inside(
+    seed, rows, columns, pairs, dtype, fit_scale
+) -> None:
     torch.manual_seed(seed)
     layer = Layer(2, rows, columns, patches=columns + 10, mix=0.7)
     weight, moments = layer.weight.to(dtype), layer.moments(dtype)
@@ -166,7 +174,8 @@ def test_the_objective_never_rises_and_codes_stay_inside(seed, rows, columns, pa
     assert_inside(codes, levels)
     error = layer.objective(codes, scale)
     for solver in (partial(polish, rounds=30), partial(search, steps=60), partial(polish, rounds=30)):
-        found = solver(codes, scale, *moments, levels)
+        found = solver(codes, scale, *moments, levels, fit_scale=fit_scale)
+        assert fit_scale or torch.equal(found.scale, scale)
         codes, scale = found.codes, found.scale
         after = layer.objective(codes, scale)
         assert (after <= error + slack).all()
@@ -276,7 +285,7 @@ def test_cuda_follows_the_cpu(choices: list[tuple[int, int]]) -> None:
     codes, _ = feedback(layer.weight, scale, factor, levels)
     on_gpu, _ = feedback(layer.weight.cuda(), scale.cuda(), factor.cuda(), levels.cuda())
     assert (on_gpu.cpu() == codes).all(2).double().mean() > 0.95  # a row that met a tie may differ
-    for solver in (polish, partial(search, steps=200)):
+    for solver in (polish, partial(search, steps=200), partial(search, steps=200, fit_scale=False)):
         cpu = solver(codes, scale, *layer.moments(), levels)
         gpu = solver(codes.cuda(), scale.cuda(), layer.gram.cuda(), layer.cross.cuda(), levels.cuda())
         assert_inside(gpu.codes.cpu(), levels)
