@@ -9,6 +9,7 @@ from bitsplit.api import plan, quantize
 from bitsplit.artifact import load, save
 from bitsplit.errors import BitsplitError
 from bitsplit.evaluation import agreement, evaluate
+from bitsplit.integer import IntegerNetwork
 from bitsplit.methods import (
     AdaRound,
     BiasCorrection,
@@ -37,6 +38,7 @@ __all__ = [
     "Equalize",
     "FlexRound",
     "Global",
+    "IntegerNetwork",
     "MinMax",
     "Mse",
     "Nearest",

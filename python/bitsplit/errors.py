@@ -35,6 +35,10 @@ class ArtifactError(BitsplitError):
     """A saved network is damaged, altered, or does not fit the model it is loaded into."""
 
 
+class IntegerError(BitsplitError):
+    """A network cannot run in integers: something in it is float, has no such form, or would overflow."""
+
+
 def first_line(error: Exception) -> str:
     """What ``error`` says in its first line, or its class where it says nothing."""
     return (str(error).splitlines() or [type(error).__name__])[0]

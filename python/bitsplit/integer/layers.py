@@ -1,0 +1,115 @@
+"""Layers and quantizers of a quantized network, in integers."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from bitsplit.errors import IntegerError
+from bitsplit.integer.tensor import LARGEST, IntegerTensor
+from bitsplit.network import kind_of
+from bitsplit.ops.integer import integer_conv, requantize
+from bitsplit.ops.quantize import quantize
+from bitsplit.quantizers import ActivationQuantizer
+from bitsplit.quantizers.powers import exponents
+
+EXACT_IN_FLOAT32 = 2**24  # sums of integers below
+WIDEST_LEVEL = 2**15 - 1
+
+
+class IntegerQuantizer:
+    """What an input quantizer does to integers: a rounding shift.  Floats are what enters the network."""
+
+    def __init__(self, quantizer: ActivationQuantizer) -> None:
+        self._quantizer = quantizer
+        self._exponents = exponents(quantizer.scale)
+        self._low = quantizer.grid.low - quantizer.zero_point
+        self._high = quantizer.grid.high - quantizer.zero_point
+
+    @property
+    def largest(self) -> Tensor:
+        """Level that there can be, Tensor[1] or Tensor[channels]."""
+        return torch.maximum(-self._low, self._high)
+
+    def __call__(self, x: Tensor) -> IntegerTensor:
+        levels = self._shifted(x) if isinstance(x, IntegerTensor) else self._entering(x)
+        own = self._exponents if self._quantizer.scale.numel() == 1 else torch.zeros_like(self._exponents[:1])
+        return IntegerTensor(levels.int(), own)
+
+    def _shifted(self, x: IntegerTensor) -> Tensor:
+        shift = self._along(x, self._exponents) - x.exponents
+        levels = requantize(x.values, shift, x.divisor, -WIDEST_LEVEL, WIDEST_LEVEL)
+        low, high = (self._along(x, end) for end in (self._low, self._high))
+        return torch.minimum(torch.maximum(levels, low), high)
+
+    def _entering(self, x: Tensor) -> Tensor:
+        quantizer = self._quantizer
+        axis = quantizer.channel_axis % x.dim() if quantizer.is_per_channel else -1
+        grid, zero = quantizer.grid, quantizer.zero_point
+        codes = quantize(x, quantizer.scale, zero, axis, grid.low, grid.high)
+        return codes.int() - self._along(x, zero)
+
+    def _along(self, x: Tensor, values: Tensor) -> Tensor:
+        """One value, or one for every channel of x, in a shape that broadcasts against it."""
+        if values.numel() == 1:
+            return values
+        shape = [1] * x.dim()
+        shape[self._quantizer.channel_axis % x.dim()] = -1
+        return values.view(shape)
+
+
+class IntegerLayer:
+    """A layer whose input is quantized: integer products, sums in int32.
+
+    Raises ``IntegerError`` when that cannot be, or when sums are not proven to fit.
+    """
+
+    def __init__(self, name: str, layer: nn.Module) -> None:
+        self._name, self._layer, self._kind = name, layer, kind_of(layer)
+        weight, inputs = getattr(layer, "weight_quantizer", None), getattr(layer, "input_quantizer", None)
+        if weight is None or inputs is None:
+            what = "weights" if weight is None else "input"
+            raise IntegerError(f"{name}: its {what} must be quantized")
+        if not (weight.grid.power_of_two and inputs.grid.power_of_two):
+            raise IntegerError(f"{name}: its scales must be powers of two; quantize with power_of_two=True")
+        if self._kind.spatial == 3:
+            raise IntegerError(f"{name}: {self._kind.name} has no form in integers")
+        levels = (weight.codes.int() - weight.per_channel(weight.zero_point)).short()
+        matrix = self._kind.matrix(layer, levels)
+        self._matrix = matrix.flatten(0, 1)  # [m, columns]
+        one = torch.zeros_like(inputs.scale[:1]) if inputs.is_per_channel else exponents(inputs.scale)
+        self._exponents = exponents(weight.scale) + one.int()
+        self._bias = self._counted_bias(layer.bias)
+        self.most = self._most(matrix, IntegerQuantizer(inputs).largest)
+        if self.most > LARGEST:
+            raise IntegerError(f"{name}: sums may reach {self.most}, beyond int32")
+
+    def _counted_bias(self, bias: Tensor | None) -> Tensor | None:
+        """In units of the sums."""
+        if bias is None:
+            return None
+        counted = torch.ldexp(bias.detach().double(), -self._exponents)
+        if not torch.equal(counted, counted.round()) or counted.abs().max() > LARGEST:
+            raise IntegerError(f"{self._name}: its bias is no int32 number of steps of its sums")
+        return counted.int()
+
+    def _most(self, matrix: Tensor, largest: Tensor) -> int:
+        """No sum of any part of the products exceeds it."""
+        groups, _, columns = matrix.shape
+        if largest.numel() > 1:
+            largest = largest.view(groups, 1, -1, 1).expand(-1, -1, -1, columns * groups // largest.numel())
+            largest = largest.flatten(2)
+        sums = (matrix.abs().long() * largest).sum(2).flatten()
+        return int((sums + (0 if self._bias is None else self._bias.abs().long())).max())
+
+    def __call__(self, x: IntegerTensor) -> IntegerTensor:
+        read = self._kind.columns(self._layer, x.values.short())
+        weight = self._matrix.view(len(self._matrix), -1, *read.kernel)
+        sums = integer_conv(read.x, weight, self._bias, read.stride, read.padding, read.dilation, read.groups)
+        own = self._exponents
+        if self._kind.spatial == 0:
+            return IntegerTensor(sums.squeeze(2).transpose(1, 2).reshape(*x.shape[:-1], len(own)), own)
+        if self._kind.spatial == 1:
+            sums = sums.squeeze(2)
+        sums = sums if x.dim() == self._kind.spatial + 2 else sums.squeeze(0)
+        return IntegerTensor(sums, own.view(-1, *[1] * self._kind.spatial))

@@ -1,0 +1,64 @@
+"""A quantized network whose scales are powers of two, run in integers."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from bitsplit.errors import IntegerError, first_line
+from bitsplit.integer.layers import EXACT_IN_FLOAT32, IntegerLayer, IntegerQuantizer
+from bitsplit.integer.tensor import IntegerTensor
+from bitsplit.quantizers import quantized_layers
+
+
+class IntegerNetwork:
+    """``model`` without a float between its first quantizer and its output.
+
+    Every layer multiplies int16 levels and adds up in int32, which its weights prove to be wide enough.
+    Numbers are rounded at quantizers only, by a shift; behind a mean over a number of values that is no power
+    of two the quantizer divides by that number too.  Sums of tensors and the output stay exact.  The model's
+    own code runs, so it may do whatever ``bitsplit.integer.functions`` has a form for.
+
+    Raises ``IntegerError``: a layer is not quantized, a scale is no power of two, sums may leave int32.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = copy.deepcopy(model).eval()
+        self._at = ""
+        layers = dict(quantized_layers(model))
+        if not layers:
+            raise IntegerError("the model is not quantized")
+        self._layers = {name: IntegerLayer(name, layer) for name, layer in layers.items()}
+        for name, layer in quantized_layers(self._model):
+            layer.forward = self._layers[name]
+            layer.input_quantizer.forward = IntegerQuantizer(layer.input_quantizer)
+        for name, module in self._model.named_modules():
+            module.register_forward_pre_hook(lambda *_, name=name: setattr(self, "_at", name))
+
+    @property
+    def beyond_float32(self) -> tuple[str, ...]:
+        """Layers whose sums may leave the integers that float32 can tell apart.
+
+        Without any the simulated network computes the same numbers, bit for bit.
+        """
+        return tuple(name for name, layer in self._layers.items() if layer.most >= EXACT_IN_FLOAT32)
+
+    @torch.no_grad()
+    def integers(self, *args: Any, **kwargs: Any) -> Any:
+        """The output for these inputs, an ``IntegerTensor`` in place of every tensor."""
+        try:
+            return self._model(*args, **kwargs)
+        except (IntegerError, RuntimeError, TypeError) as error:
+            raise IntegerError(f"{self._at or 'the model'}: {first_line(error)}") from error
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """The same as numbers, float32."""
+
+        def number(leaf: Any) -> Any:
+            return leaf.numbers().float() if isinstance(leaf, IntegerTensor) else leaf
+
+        return pytree.tree_map_only(Tensor, number, self.integers(*args, **kwargs))

@@ -1,0 +1,216 @@
+"""Networks in integers give what the simulated ones give, bit for bit."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from function_net import Net, layer
+from residual_net import Residual
+from torch import Tensor, nn
+
+import bitsplit
+from bitsplit.data import JpegArchive, Preprocessing
+from bitsplit.errors import IntegerError
+from bitsplit.integer import IntegerTensor
+
+
+def quantized(model: nn.Module, images: Tensor, method="mse", **options) -> nn.Module:
+    options = {"weights": 4, "activations": 4, "policy": "qdrop", "power_of_two": True} | options
+    return bitsplit.quantize(model.eval(), images, method, **options)
+
+
+def assert_same(model: nn.Module, images: Tensor, **options) -> bitsplit.IntegerNetwork:
+    """Quantized, the network gives the same with floats and with integers, on other images than it saw."""
+    simulated = quantized(model, images, **options)
+    network = bitsplit.IntegerNetwork(simulated)
+    other = 2 * torch.randn(7, *images.shape[1:])
+    with torch.no_grad():
+        wanted = simulated(other)
+    assert network.beyond_float32 == ()
+    assert torch.equal(network(other), wanted)
+    assert wanted.std() > 0
+    return network
+
+
+def pooled(function):
+    """Two convolutions with ``function`` between, a mean and a linear layer."""
+    return Net(
+        lambda m, x: m.fc(m.two(function(m.one(x))).mean((2, 3))),
+        one=layer(3, 8), two=layer(8, 8), fc=nn.Linear(8, 5),
+    )  # fmt: skip
+
+
+BETWEEN = {
+    "relu": torch.relu,
+    "relu in place": lambda x: F.relu(x, inplace=True),
+    "relu6": F.relu6,
+    "hardtanh": lambda x: F.hardtanh(x, -0.75, 1.25),
+    "clamp": lambda x: x.clamp(min=-0.5),
+    "nothing": lambda x: x,
+    "max pool": lambda x: F.max_pool2d(torch.relu(x), 3, 2, 1),
+    "max pool of both signs": lambda x: F.max_pool2d(x, 2),
+    "max pool, rounded up": lambda x: F.max_pool2d(x, 3, 2, ceil_mode=True),
+    "average pool": lambda x: F.avg_pool2d(torch.relu(x), 2),
+    "average pool of nine": lambda x: F.avg_pool2d(torch.relu(x), 3, 2),
+    "padded average pool": lambda x: F.avg_pool2d(torch.relu(x), 3, 1, 1),
+    "adaptive pool": lambda x: F.adaptive_avg_pool2d(torch.relu(x), 4),
+    "sum of both signs": lambda x: torch.relu(x) + x,
+    "in place": lambda x: torch.relu(x).add_(x),
+    "difference": lambda x: torch.relu(x) - x,
+    "halves": lambda x: torch.cat(torch.relu(x).chunk(2, 1)[::-1], 1),
+    "shuffle": lambda x: torch.relu(x).unflatten(1, (2, 4)).transpose(1, 2).flatten(1, 2),
+    "every second": lambda x: F.pad(torch.relu(x)[:, :, ::2, ::2], (1, 0, 0, 1)),
+    "dropout": lambda x: F.dropout(torch.relu(x), training=False),
+}
+
+LAYERS = {
+    "strided": nn.Conv2d(3, 8, 3, stride=2, padding=1),
+    "dilated": nn.Conv2d(3, 8, 3, dilation=2, padding=(1, 0)),
+    "same": nn.Conv2d(3, 8, 4, padding="same"),
+    "grouped": nn.Conv2d(3, 6, 3, groups=3, bias=False),
+    "upward": nn.ConvTranspose2d(3, 8, 3, stride=2, padding=1, output_padding=1),
+    "upward in groups": nn.ConvTranspose2d(3, 6, 3, groups=3),
+}
+
+
+@pytest.fixture
+def images() -> Tensor:
+    return torch.randn(32, 3, 8, 8)
+
+
+@pytest.mark.parametrize("name", BETWEEN)
+def test_what_stands_between_layers(images, name):
+    assert_same(pooled(BETWEEN[name]), images)
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_kinds_of_layers(images, name):
+    assert_same(nn.Sequential(LAYERS[name], nn.ReLU(), nn.Flatten()), images)
+
+
+def test_lines_and_rows_of_features():
+    assert_same(nn.Sequential(nn.Conv1d(3, 6, 3), nn.ReLU(), nn.Conv1d(6, 4, 1)), torch.randn(32, 3, 9))
+    assert_same(nn.Sequential(nn.Linear(6, 9), nn.ReLU(), nn.Linear(9, 4)), torch.randn(32, 5, 6))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"method": "bitsplit"},
+        {"method": bitsplit.BitSplit(levels="affine")},
+        {"method": bitsplit.BitSplit(ecaq=True), "policy": "paper"},
+        {"method": [bitsplit.QDrop(iterations=30)], "weights": 2},
+        {"weights": 8, "activations": 8},
+        {"policy": "brecq"},
+    ],
+    ids=lambda options: " ".join(map(str, options)),
+)
+def test_shortcuts(images, options):
+    assert_same(Residual(), images, **options)
+
+
+def test_sums_of_unlike_channels(images):
+    """Of one tensor the channels have scales far apart."""
+    model = pooled(torch.relu)
+    with torch.no_grad():
+        model.one.weight *= torch.logspace(-3, 1, 8).view(-1, 1, 1, 1)
+    network = assert_same(model, images)
+    exponents = network._layers["one"]._exponents
+    assert exponents.max() - exponents.min() > 8
+
+
+def test_a_dead_channel(images):
+    model = pooled(torch.relu)
+    with torch.no_grad():
+        model.one.weight[2] = 0
+    assert_same(model, images)
+
+
+def test_the_output_is_integers(images):
+    network = bitsplit.IntegerNetwork(quantized(Residual(), images))
+    scores = network.integers(images)
+    assert isinstance(scores, IntegerTensor)
+    assert scores.values.dtype == torch.int32
+    aligned = scores.aligned()
+    assert len(aligned.exponents.unique()) == 1
+    assert torch.equal(aligned.numbers(), scores.numbers())
+    assert torch.equal(aligned.values.argmax(1), network(images).argmax(1))
+    assert "IntegerTensor" in repr(scores)
+
+
+def test_the_comparison_sees_a_single_step(images):
+    """Of the sums of one layer, before they are rounded."""
+    simulated = quantized(Residual(), images)
+    network = bitsplit.IntegerNetwork(simulated)
+    quantizer = network._model.get_submodule("second.one").input_quantizer
+    exact = quantizer.forward
+
+    quantizer.forward = lambda x: exact(IntegerTensor(x.values - 1, x.exponents, x.divisor))
+    assert not torch.equal(network(images), simulated(images))
+
+
+class TestRefusals:
+    def refused(self, model, images, message, **options):
+        with pytest.raises(IntegerError, match=message):
+            bitsplit.IntegerNetwork(quantized(model, images, **options))(images)
+
+    def test_scales_of_any_value(self, images):
+        self.refused(Residual(), images, "stem: its (input must be|scales must be)", power_of_two=False)
+
+    def test_float_inputs(self, images):
+        self.refused(Residual(), images, "stem: its input must be quantized", activations=None)
+
+    def test_float_weights(self, images):
+        layers = {"fc": {"weights": None}}
+        self.refused(Residual(), images, "fc: its weights must be quantized", layers=layers)
+
+    def test_a_layer_that_nothing_quantizes(self, images):
+        layers = {"fc": {"weights": None, "activations": None}}
+        self.refused(Residual(), images, "fc: .*no form in integers", layers=layers)
+
+    def test_what_integers_cannot_do(self, images):
+        self.refused(pooled(F.silu), images, "silu has no form in integers")
+        self.refused(pooled(lambda x: x + 0.3), images, "add: both sides")
+        self.refused(pooled(lambda x: F.pad(x, (1, 1), value=1.0)), images, "only zeros")
+
+    def test_means_that_do_not_fit_together(self, images):
+        def unlike(x):
+            return torch.cat([F.avg_pool2d(x, 3, 1, 1), x], 1)[:, :8]
+
+        self.refused(pooled(unlike), images, "no common integers")
+
+    def test_a_float_model(self):
+        with pytest.raises(IntegerError, match="not quantized"):
+            bitsplit.IntegerNetwork(Residual())
+
+    def test_sums_that_might_overflow(self, images):
+        simulated = quantized(Residual(), images)
+        simulated.fc.bias.data += 2.0**20
+        with pytest.raises(IntegerError, match="fc: (sums may reach|its bias is no int32)"):
+            bitsplit.IntegerNetwork(simulated)
+
+    def test_values_beyond_int32(self):
+        far = IntegerTensor(torch.tensor([2**30]).int(), torch.tensor([0]).int())
+        fine = IntegerTensor(torch.tensor([1]).int(), torch.tensor([-5]).int())
+        with pytest.raises(IntegerError, match=r"leave int32"):
+            far + fine
+
+
+def test_the_model_stays_as_it_is(images):
+    simulated = quantized(Residual(), images)
+    before = simulated(images)
+    bitsplit.IntegerNetwork(simulated)(images)
+    assert torch.equal(simulated(images), before)
+
+
+def test_a_real_network(trained_resnet20, shared_data):
+    """CIFAR-10 ResNet-20: all scores of some hundred test images."""
+    preprocessing = Preprocessing(resize=None, crop=None)
+    archive = JpegArchive(shared_data / "cifar10" / "test.npz", preprocessing)
+    photos = torch.stack([archive[index][0] for index in range(384)])
+    simulated = quantized(trained_resnet20, photos[:128], bitsplit.BitSplit(levels="affine"))
+    network = bitsplit.IntegerNetwork(simulated)
+    with torch.no_grad():
+        assert torch.equal(network(photos[128:]), simulated(photos[128:]))
+    assert network.beyond_float32 == ()
