@@ -62,9 +62,14 @@ def test_of_either_when_activations_come_last(net, expected, inputs):
 
 
 @pytest.mark.parametrize(
-    "method", [bitsplit.QDrop(iterations=0), bitsplit.Brecq(iterations=0, step_iterations=0)]
+    ("method", "learns_steps"),
+    [
+        (bitsplit.QDrop(iterations=0), True),
+        (bitsplit.Brecq(iterations=0, step_iterations=0), True),
+        (bitsplit.AdaRound(iterations=0), False),
+        (bitsplit.FlexRound(iterations=0), False),
+    ],
 )
-def test_learned_methods_start_from_the_float_network(net, method):
-    assert steps_of(quantized(net, method)) == [
-        step(net[: int(name)](IMAGES).detach(), p=2.4) for name in LAYERS
-    ]
+def test_steps_that_are_learned_start_from_the_float_network(net, method, learns_steps):
+    of_float = [step(net[: int(name)](IMAGES).detach(), p=2.4) for name in LAYERS]
+    assert (steps_of(quantized(net, method)) == of_float) == learns_steps

@@ -22,6 +22,7 @@ from bitsplit.methods import (
     Mse,
     Nearest,
     QDrop,
+    Rapq,
     ReestimateNorms,
 )
 from bitsplit.plan import Plan
@@ -45,6 +46,7 @@ __all__ = [
     "Plan",
     "QDrop",
     "QuantizationReport",
+    "Rapq",
     "Recipe",
     "ReestimateNorms",
     "__version__",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, SerializeAsAny, field_validator, model_validator
+from pydantic import Field, SerializeAsAny, ValidationInfo, field_validator, model_validator
 
 from bitsplit.document import Document
 from bitsplit.methods.base import Method, WeightMethod
@@ -53,6 +53,7 @@ class Recipe(Document):
         activations: bits of the layers' inputs, 2 to 8, or None to leave them float.
         policy: the rule for first and last layers (``bitsplit.policies``).
         power_of_two: every scale, of weights and activations, is 2^k; the network's input is quantized too.
+            Methods that are about such scales set it.
         layers: overrides by wildcard on layer names; where several match, the later one wins, field by field.
         seed: of everything that is drawn at random.
 
@@ -64,7 +65,7 @@ class Recipe(Document):
     weights: Bits | None = 4
     activations: Bits | None = None
     policy: PolicyName = "paper"
-    power_of_two: bool = False
+    power_of_two: bool = Field(default=False, validate_default=True)
     layers: dict[str, LayerOverride] = Field(default_factory=dict)
     seed: Annotated[int, Field(strict=True, ge=0, lt=2**63)] = 0
 
@@ -86,6 +87,11 @@ class Recipe(Document):
     @classmethod
     def _resolve_chain(cls, method: Any) -> tuple[Method, ...]:
         return tuple(resolve(method))
+
+    @field_validator("power_of_two")
+    @classmethod
+    def _as_the_methods_need(cls, asked: bool, fields: ValidationInfo) -> bool:
+        return asked or any(method.makes_powers_of_two for method in fields.data.get("method", ()))
 
     @model_validator(mode="after")
     def _one_method_sets_the_weights(self) -> Recipe:

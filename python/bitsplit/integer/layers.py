@@ -74,8 +74,7 @@ class IntegerLayer:
             raise IntegerError(f"{name}: its scales must be powers of two; quantize with power_of_two=True")
         if self._kind.spatial == 3:
             raise IntegerError(f"{name}: {self._kind.name} has no form in integers")
-        levels = (weight.codes.int() - weight.per_channel(weight.zero_point)).short()
-        matrix = self._kind.matrix(layer, levels)
+        matrix = self._kind.matrix(layer, weight.levels.short())
         self._matrix = matrix.flatten(0, 1)  # [m, columns]
         one = torch.zeros_like(inputs.scale[:1]) if inputs.is_per_channel else exponents(inputs.scale)
         self._exponents = exponents(weight.scale) + one.int()

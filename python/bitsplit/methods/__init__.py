@@ -11,6 +11,7 @@ from bitsplit.methods.mse import Mse
 from bitsplit.methods.nearest import Nearest
 from bitsplit.methods.norms import ReestimateNorms
 from bitsplit.methods.qdrop import QDrop
+from bitsplit.methods.rapq import Rapq
 from bitsplit.methods.whole import Global
 
 __all__ = [
@@ -25,5 +26,6 @@ __all__ = [
     "Mse",
     "Nearest",
     "QDrop",
+    "Rapq",
     "ReestimateNorms",
 ]

@@ -211,6 +211,11 @@ class Method(Config):
         """Whether its scales cannot be kept to powers of two."""
         return False
 
+    @property
+    def makes_powers_of_two(self) -> bool:
+        """Whether it asks for scales that are powers of two wherever it stands."""
+        return False
+
     def memory(self, kind: LayerKind, groups: int, columns: int) -> int:
         """Bytes it holds at once while it fits the weights of a layer: second moments, above all."""
         return 0

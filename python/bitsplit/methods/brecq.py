@@ -9,7 +9,7 @@ from pydantic import Field
 from bitsplit.methods.base import Granularity, Piece, Samples
 from bitsplit.methods.clock import Clock
 from bitsplit.methods.learning import LearnedSteps
-from bitsplit.methods.reconstruction import Reconstruction
+from bitsplit.methods.reconstruction import RANGES_TO_LEARN, AnyWeightMethod, Reconstruction
 from bitsplit.methods.registry import register
 
 
@@ -22,6 +22,7 @@ class Brecq(Reconstruction):
 
     name = "brecq"
     policy: ClassVar[str] = "brecq"
+    start: AnyWeightMethod = RANGES_TO_LEARN
     unit: Granularity = "block"
     step_iterations: int = Field(5_000, ge=0)
     step_rate: float = Field(4e-4, gt=0)

@@ -18,10 +18,10 @@ from torch import Tensor, nn
 
 from bitsplit.methods.base import Granularity, LayerTask, Piece, Samples
 from bitsplit.methods.clock import Clock
-from bitsplit.methods.learning import Adam, gradient_of
+from bitsplit.methods.learning import Adam
 from bitsplit.methods.reconstruction import Reconstruction
 from bitsplit.methods.registry import register
-from bitsplit.quantizers import set_weight
+from bitsplit.methods.straight_through import RoundedWeight
 
 KEPT = 0.499  # of a step: what is no farther from a level is rounded to it
 
@@ -82,16 +82,12 @@ class _LayerDivisors:
     """Logarithms of the divisors and scales of one layer."""
 
     def __init__(self, layer: LayerTask) -> None:
-        self._module = layer.module
+        self.rounded = RoundedWeight(layer)
         self._quantizer = quantizer = layer.module.weight_quantizer
         self.weight = layer.module.weight
-        self._float = layer.kind.unmatrix(layer.module, layer.weight).clone()
-        self._zero = quantizer.per_channel(quantizer.zero_point)
-        self.divisor = nn.Parameter(self._leading_to(quantizer.codes - self._zero).log())
-        self.log_scale = nn.Parameter(quantizer.scale.log().to(self._float.dtype))
+        self.divisor = nn.Parameter(self._leading_to(quantizer.levels).log())
+        self.log_scale = nn.Parameter(quantizer.scale.log().to(self.weight.dtype))
         self.keeps_scale = quantizer.grid.power_of_two
-        # written in place: a recorded iteration reads the same memory every time
-        self._ratio, self._level = torch.empty_like(self._float), torch.empty_like(self._float)
         self.write()
 
     @property
@@ -101,33 +97,20 @@ class _LayerDivisors:
 
     def _leading_to(self, level: Tensor) -> Tensor:
         """The divisors closest to 1 that round every weight to ``level``, or to 0 if its sign is another."""
-        quantizer = self._quantizer
-        ratio = self._float / quantizer.per_channel(quantizer.scale)
+        ratio = self.rounded.exact / self._quantizer.per_channel(self._quantizer.scale)
         size, level_size = ratio.abs(), level * ratio.sign()
         wanted = torch.minimum(torch.maximum(size, level_size - KEPT), level_size + KEPT)
         reached = torch.maximum(wanted, size.clamp(max=KEPT))
-        return torch.where((self._rounded(ratio) == level) | (size == 0), 1.0, size / reached)
-
-    def _rounded(self, ratio: Tensor) -> Tensor:
-        """To the levels there are, without the zero point."""
-        grid = self._quantizer.grid
-        return torch.minimum(torch.maximum(ratio.round(), grid.low - self._zero), grid.high - self._zero)
+        stays = (self._quantizer.nearest(ratio) == level) | (size == 0)
+        return torch.where(stays, 1.0, size / reached)
 
     def write(self) -> None:
         """The weight that scales and divisors stand for."""
-        scale = self._quantizer.per_channel(self.scale)
-        self._ratio.copy_(self._float / (scale * self.divisor.detach().exp()))
-        self._level.copy_(self._rounded(self._ratio))
-        self.weight.data.copy_(scale * self._level)
+        self.rounded.write(self.scale, self.divisor.detach().exp())
 
     def take_gradients(self) -> None:
         """From the gradient of the weight, rounding taken for the identity within the levels."""
-        grad = gradient_of(self.weight) * self._quantizer.per_channel(self.scale)
-        passed = torch.where(self._ratio.round() == self._level, grad * self._ratio, 0)
-        self.divisor.grad = -passed
-        self.log_scale.grad = self._quantizer.sum_per_channel(grad * self._level - passed)
-        self.weight.grad = None
+        self.log_scale.grad, self.divisor.grad = self.rounded.take_gradients(self.scale)
 
     def harden(self) -> None:
-        quantizer = self._quantizer
-        set_weight(self._module, self._level + self._zero, self.scale, quantizer.zero_point)
+        self.rounded.harden(self.scale)

@@ -7,6 +7,8 @@ quantized ones.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, ClassVar
 
 from pydantic import Field
@@ -16,9 +18,11 @@ from torch.utils import _pytree as pytree
 from bitsplit.methods.base import Granularity, Piece, Sample, Samples
 from bitsplit.methods.clock import Clock
 from bitsplit.methods.learning import LearnedSteps
-from bitsplit.methods.reconstruction import Reconstruction, seed_of
+from bitsplit.methods.reconstruction import RANGES_TO_LEARN, AnyWeightMethod, Reconstruction, seed_of
 from bitsplit.methods.registry import register
 from bitsplit.ops.steps import mix
+
+MakeInputs = Callable[[Sample], tuple[tuple, dict[str, Any]]]
 
 
 @register
@@ -27,6 +31,7 @@ class QDrop(Reconstruction):
 
     name = "qdrop"
     policy: ClassVar[str] = "qdrop"
+    start: AnyWeightMethod = RANGES_TO_LEARN
     unit: Granularity = "block"
     step_rate: float = Field(4e-5, gt=0)
     drop: float = Field(0.5, ge=0, le=1)
@@ -41,9 +46,15 @@ class QDrop(Reconstruction):
 
     def reconstruct(self, piece: Piece, samples: Samples) -> float:
         clock = Clock(self.iterations, piece.device)
+        with self.dropping(piece, clock) as (steps, inputs):
+            return self.learn_weights(piece, samples, clock, [steps], inputs=inputs)
+
+    @contextmanager
+    def dropping(self, piece: Piece, clock: Clock) -> Iterator[tuple[LearnedSteps, MakeInputs]]:
+        """Steps that are learned while elements are dropped, and what the piece is called with."""
         drops = Drops(self.drop, seed_of(piece), clock)
         with LearnedSteps(piece.quantizers, self.step_rate, clock, self.drop, drops.key) as steps:
-            return self.learn_weights(piece, samples, clock, [steps], inputs=drops.inputs)
+            yield steps, drops.inputs
 
 
 class Drops:

@@ -45,6 +45,9 @@ from bitsplit.ops.loss import reconstruction_loss
 from bitsplit.ops.precision import Precision, computing_in, forward_in
 from bitsplit.ops.rounding import rounding_schedule
 
+RANGES = Mse(p=2.4, levels="affine", activations=MseActivations(p=2.4))
+# Steps that are learned will read what learned pieces give, which is closer to the float network.
+RANGES_TO_LEARN = RANGES.model_copy(update={"activations": MseActivations(p=2.4, inputs="float")})
 COMPARED = 512  # rows, at most, on which what was learned is compared with the start
 AT_ONCE = 64
 COLLAPSE = 1.5  # so many times the error of the start is no result,
@@ -75,7 +78,7 @@ class Reconstruction(Method):
     was learned is compared with the start in float32.
     """
 
-    start: AnyWeightMethod = Mse(p=2.4, levels="affine", activations=MseActivations(p=2.4, inputs="float"))
+    start: AnyWeightMethod = RANGES
     loss: Literal["mse", "fisher"] = "mse"
     iterations: int = Field(20_000, ge=0)
     batch: int = Field(32, ge=1)

@@ -63,6 +63,21 @@ class SoftRounding:
             layer.harden()
 
 
+def in_steps(layer: LayerTask) -> Tensor:
+    """The float weights of a layer, each in steps of its channel's scale."""
+    quantizer = layer.module.weight_quantizer
+    exact = layer.kind.unmatrix(layer.module, layer.weight)
+    return exact / quantizer.per_channel(quantizer.scale.to(exact.dtype))
+
+
+def were_chosen(layer: LayerTask) -> bool:
+    """Whether codes of a layer are others than rounding to nearest gives."""
+    quantizer = layer.module.weight_quantizer
+    lowest, highest = quantizer.level_range
+    reachable = torch.minimum(torch.maximum(in_steps(layer), lowest), highest)
+    return bool(((reachable - quantizer.levels).abs() > NEAREST).any())
+
+
 class _LayerRounding:
     """The variables of one layer."""
 
@@ -72,11 +87,8 @@ class _LayerRounding:
         self.weight = layer.module.weight
         self._zero = quantizer.per_channel(quantizer.zero_point)
         self.scale = quantizer.scale.to(self.weight.dtype, copy=True)
-        ratio = layer.kind.unmatrix(layer.module, layer.weight) / quantizer.per_channel(self.scale)
-        lowest, highest = quantizer.grid.low - self._zero, quantizer.grid.high - self._zero
-        level = quantizer.codes - self._zero
-        reachable = torch.minimum(torch.maximum(ratio, lowest), highest)
-        chosen = bool(((reachable - level).abs() > NEAREST).any())
+        ratio, level, chosen = in_steps(layer), quantizer.levels, were_chosen(layer)
+        lowest, highest = quantizer.level_range
         below = torch.where(ratio > level, level, level - 1) if chosen else ratio.floor()
         base = torch.minimum(torch.maximum(below, lowest), highest - 1)
         h = torch.where(base == level, 1 - lean, lean) if chosen else (ratio - base).clamp(LEAST, 1 - LEAST)

@@ -48,10 +48,25 @@ class WeightQuantizer(nn.Module):
         zero = torch.zeros_like(self.scale) if zero_point is None else zero_point
         self.zero_point = zero.reshape(-1).to(torch.int32).contiguous()
 
+    @property
+    def levels(self) -> Tensor:
+        """The codes without the zero point, int32."""
+        return self.codes.to(torch.int32) - self.per_channel(self.zero_point)
+
+    @property
+    def level_range(self) -> tuple[Tensor, Tensor]:
+        """The lowest and the highest level of every channel, in a shape that broadcasts against the codes."""
+        zero = self.per_channel(self.zero_point)
+        return self.grid.low - zero, self.grid.high - zero
+
+    def nearest(self, ratio: Tensor) -> Tensor:
+        """The levels nearest to weights in steps of the scale, in the shape of the codes."""
+        lowest, highest = self.level_range
+        return torch.minimum(torch.maximum(ratio.round(), lowest), highest)
+
     def dequantize(self) -> Tensor:
         """The float weight that the codes stand for."""
-        steps = self.codes.to(torch.int32) - self.per_channel(self.zero_point)
-        return steps.to(torch.float32) * self.per_channel(self.scale)
+        return self.levels.to(torch.float32) * self.per_channel(self.scale)
 
     def per_channel(self, values: Tensor) -> Tensor:
         """``values`` Tensor[out] in a shape that broadcasts against the codes."""
