@@ -68,15 +68,23 @@ def methods(iterations: int) -> dict[str, tuple[Callable[[bool], list[Any]], str
     }
 
 
-def measure(work: Work, chain: list[Any], policy: str, bits: tuple[int, int | None], seeds: range) -> Score:
+def measure(
+    work: Work,
+    chain: list[Any],
+    policy: str,
+    bits: tuple[int, int | None],
+    seeds: range,
+    power_of_two: bool = False,
+) -> Score:
     """One cell of the table."""
     reference, score = predict(work.network, work.test), Score([], [], [])
     for seed in seeds:
         images = work.calibration(seed, False)
         started = time.perf_counter()
         quantized = bitsplit.quantize(
-            work.network, images, chain, weights=bits[0], activations=bits[1], policy=policy, seed=seed
-        )
+            work.network, images, chain, weights=bits[0], activations=bits[1], policy=policy, seed=seed,
+            power_of_two=power_of_two,
+        )  # fmt: skip
         score.seconds.append(time.perf_counter() - started)
         classes = predict(quantized, work.test)
         score.top1.append(work.top1(classes))
