@@ -242,6 +242,12 @@ def test_options_spell_a_recipe() -> None:
     )
 
 
+def test_powers_of_two_on_the_command_line(folder: Path, run: Callable[..., str]) -> None:
+    plan = yaml.safe_load(run("plan", *NET, "--bits", "W4A4", "--power-of-two", "--yaml"))
+    assert plan["recipe"]["power_of_two"]
+    assert plan["layers"][0]["activations"] == 8
+
+
 def test_configs_are_what_the_program_takes(folder: Path, run: Callable[..., str]) -> None:
     configs = Path(__file__).parents[1] / "configs"
     plan = yaml.safe_load(run("plan", *NET, "--recipe", str(configs / "bitsplit-w4a8.yaml"), "--yaml"))

@@ -108,8 +108,17 @@ class TestGrid:
         assert abs(covered - low) <= float(power) or int(moved) == 255
 
 
-@pytest.mark.parametrize("bits", [(4, 4), (2, 8), (3, None)])
-@pytest.mark.parametrize("name", CHAINS)
+@pytest.mark.parametrize(
+    ("name", "bits"),
+    [
+        *((name, (4, 4)) for name in CHAINS),
+        *(
+            (name, bits)
+            for name in ("mse affine", "nearest", "bitsplit", "qdrop")
+            for bits in ((2, 8), (3, None))
+        ),
+    ],
+)
 def test_every_scale_is_one(model, images, name, bits):
     weights, activations = bits
     quantized = bitsplit.quantize(
@@ -156,6 +165,8 @@ def test_the_plan_quantizes_the_input_too(model, images):
     assert free.layer("stem").activations is None
     assert powers.layer("stem").activations == 8
     assert "power of two" in powers.layer("stem").why_activations
+    assert "scales are powers of two" in str(powers)
+    assert "powers of two" not in str(free)
     assert bitsplit.plan(model, images, "mse", power_of_two=True).layer("stem").activations is None
 
 

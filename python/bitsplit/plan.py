@@ -127,7 +127,10 @@ class Plan(Document):
     def table(self) -> Table:
         """One row per layer, for ``rich.print``."""
         methods = " + ".join(method.name for method in self.recipe.method)
-        table = Table(title=f"{methods}, policy {self.rule}", caption=self._caption(), caption_justify="left")
+        title = f"{methods}, policy {self.rule}"
+        if self.recipe.power_of_two:
+            title += ", scales are powers of two"
+        table = Table(title=title, caption=self._caption(), caption_justify="left")
         for heading in ("layer", "kind", "unit", "weights", "input", "input quantizer", "why"):
             table.add_column(heading, overflow="fold")
         for layer in self.layers:
