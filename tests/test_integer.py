@@ -74,11 +74,6 @@ LAYERS = {
 }
 
 
-@pytest.fixture
-def images() -> Tensor:
-    return torch.randn(32, 3, 8, 8)
-
-
 @pytest.mark.parametrize("name", BETWEEN)
 def test_what_stands_between_layers(images, name):
     assert_same(pooled(BETWEEN[name]), images)

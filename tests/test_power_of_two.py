@@ -7,7 +7,6 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from residual_net import METHODS, Residual, error
-from torch import Tensor, nn
 
 import bitsplit
 from bitsplit.errors import RecipeError
@@ -34,16 +33,6 @@ CHAINS = {
     "global integers": ["bitsplit", bitsplit.Global(epochs=3, rate=0.01)],
     **{name: [METHODS[name]] for name in ("adaround", "brecq with scales", "flexround", "qdrop")},
 }
-
-
-@pytest.fixture
-def model() -> nn.Module:
-    return Residual().eval()
-
-
-@pytest.fixture
-def images() -> Tensor:
-    return torch.randn(64, 3, 8, 8)
 
 
 class TestPowers:

@@ -1,11 +1,10 @@
 // The CPU kernels of the integer family: patches of one output row at a time, and dot products with them.
 #include <ATen/Parallel.h>
-#include <torch/library.h>
 
 #include <vector>
 
 #include "core/simd.h"
-#include "ops/integer/integer.h"
+#include "ops/integer/integer_dispatch.h"
 
 namespace bitsplit::integer {
 namespace {
@@ -37,51 +36,42 @@ void multiply(const ConvShape& shape, const int16_t* weight, const int32_t* bias
   });
 }
 
-void conv_cpu(const ConvCall& call) {
-  const ConvShape& shape = call.shape;
-  const int64_t plane = shape.output.rows * shape.output.columns, filters = shape.filters;
-  const int16_t* const input = call.input.const_data_ptr<int16_t>();
-  const int16_t* const weight = call.weight.const_data_ptr<int16_t>();
-  const int32_t* const bias = call.bias.defined() ? call.bias.const_data_ptr<int32_t>() : nullptr;
-  int32_t* const output = call.output.mutable_data_ptr<int32_t>();
-  at::parallel_for(0, shape.images * shape.groups, 1, [&](int64_t begin, int64_t end) {
-    std::vector<int16_t> patches(shape.output.columns * shape.taps());
-    for (int64_t task = begin; task < end; ++task) {
-      const int64_t group = task % shape.groups;
-      const int16_t* const image = input + task * shape.channels * shape.input.rows * shape.input.columns;
-      for (int64_t row = 0; row < shape.output.rows; ++row) {
-        read_patches(shape, image, row, patches.data());
-        multiply(shape, weight + group * filters * shape.taps(),
-                 bias == nullptr ? nullptr : bias + group * filters, patches.data(),
-                 output + task * filters * plane + row * shape.output.columns, plane);
+struct Cpu {
+  static void conv(const ConvCall& call) {
+    const ConvShape& shape = call.shape;
+    const int64_t plane = shape.output.rows * shape.output.columns, filters = shape.filters;
+    const int16_t* const input = call.input.const_data_ptr<int16_t>();
+    const int16_t* const weight = call.weight.const_data_ptr<int16_t>();
+    const int32_t* const bias = call.bias.defined() ? call.bias.const_data_ptr<int32_t>() : nullptr;
+    int32_t* const output = call.output.mutable_data_ptr<int32_t>();
+    at::parallel_for(0, shape.images * shape.groups, 1, [&](int64_t begin, int64_t end) {
+      std::vector<int16_t> patches(shape.output.columns * shape.taps());
+      for (int64_t task = begin; task < end; ++task) {
+        const int64_t group = task % shape.groups;
+        const int16_t* const image = input + task * shape.channels * shape.input.rows * shape.input.columns;
+        for (int64_t row = 0; row < shape.output.rows; ++row) {
+          read_patches(shape, image, row, patches.data());
+          multiply(shape, weight + group * filters * shape.taps(),
+                   bias == nullptr ? nullptr : bias + group * filters, patches.data(),
+                   output + task * filters * plane + row * shape.output.columns, plane);
+        }
       }
-    }
-  });
-}
+    });
+  }
 
-void requantize_cpu(const RequantizeCall& call) {
-  const int32_t* const values = call.values.const_data_ptr<int32_t>();
-  const int32_t* const shift = call.shift.const_data_ptr<int32_t>();
-  int16_t* const output = call.output.mutable_data_ptr<int16_t>();
-  at::parallel_for(0, call.values.numel(), kSmallTask, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i)
-      output[i] = requantized(values[i], call.divisor, shift[i], call.low, call.high);
-  });
-}
-
-using at::Tensor;
-
-TORCH_LIBRARY_IMPL(bitsplit, CPU, m) {
-  m.impl("integer_conv",
-         [](const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias,
-            at::IntArrayRef stride, at::IntArrayRef padding, at::IntArrayRef dilation, int64_t groups) {
-           return integer_conv(input, weight, bias, stride, padding, dilation, groups, conv_cpu);
-         });
-  m.impl("requantize",
-         [](const Tensor& values, const Tensor& shift, int64_t divisor, int64_t low, int64_t high) {
-           return requantize(values, shift, divisor, low, high, requantize_cpu);
-         });
-}
+  static void requantize(const RequantizeCall& call) {
+    const int32_t* const values = call.values.const_data_ptr<int32_t>();
+    const int32_t* const shift = call.shift.const_data_ptr<int32_t>();
+    int16_t* const output = call.output.mutable_data_ptr<int16_t>();
+    at::parallel_for(0, call.values.numel(), kSmallTask, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i)
+        output[i] = requantized(values[i], call.divisor, shift[i], call.low, call.high);
+    });
+  }
+};
 
 }  // namespace
+
+TORCH_LIBRARY_IMPL(bitsplit, CPU, m) { implement<Cpu>(m); }
+
 }  // namespace bitsplit::integer
