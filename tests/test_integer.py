@@ -51,6 +51,7 @@ BETWEEN = {
     "max pool": lambda x: F.max_pool2d(torch.relu(x), 3, 2, 1),
     "max pool of both signs": lambda x: F.max_pool2d(x, 2),
     "max pool, rounded up": lambda x: F.max_pool2d(x, 3, 2, ceil_mode=True),
+    "max pool, not beyond the image": lambda x: F.max_pool2d(x[:, :, :7], 2, (3, 5), 1, ceil_mode=True),
     "average pool": lambda x: F.avg_pool2d(torch.relu(x), 2),
     "average pool of nine": lambda x: F.avg_pool2d(torch.relu(x), 3, 2),
     "padded average pool": lambda x: F.avg_pool2d(torch.relu(x), 3, 1, 1),
@@ -168,6 +169,19 @@ class TestRefusals:
         self.refused(pooled(F.silu), images, "silu has no form in integers")
         self.refused(pooled(lambda x: x + 0.3), images, "add: both sides")
         self.refused(pooled(lambda x: F.pad(x, (1, 1), value=1.0)), images, "only zeros")
+
+    def test_changes_of_a_part(self, images):
+        def change(x):
+            x[:, :2].add_(x[:, 2:4])
+            return x
+
+        def changed_behind_a_view(x):
+            part = x[:, :8]
+            x.relu_()
+            return part
+
+        self.refused(pooled(change), images, "add_: a change in place")
+        self.refused(pooled(changed_behind_a_view), images, "relu_: a change in place")
 
     def test_means_that_do_not_fit_together(self, images):
         def unlike(x):

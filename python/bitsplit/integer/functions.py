@@ -42,13 +42,18 @@ def call(func: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
     if not func._schema.is_mutable:
         return result
     target = args[0]
+    if target.shares_memory:
+        raise IntegerError(f"{name}: a change in place of a tensor that has other views has no such form")
     target.values, target.exponents, target.divisor = result.values, result.exponents, result.divisor
     return target
 
 
 def _move(function: Callable[..., Any], x: IntegerTensor, *rest: Any) -> Any:
     values, exponents = function(x.values, *rest), function(x.exponents, *rest)
-    return pytree.tree_map(lambda v, e: IntegerTensor(v, e, x.divisor), values, exponents)
+    moved = pytree.tree_map(lambda v, e: IntegerTensor(v, e, x.divisor), values, exponents)
+    for tensor in (x, *pytree.tree_leaves(moved)):
+        tensor.shares_memory = True
+    return moved
 
 
 def _reshape(x: IntegerTensor, shape: Sequence[int]) -> IntegerTensor:
@@ -166,8 +171,11 @@ def _max_pool(
     exponents = _per_channel(x)
     ends: list[int] = []
     for axis in (1, 0):
-        over = (x.shape[axis - 2] + 2 * padding[axis] - kernel[axis]) % stride[axis]
-        ends += [padding[axis], padding[axis] + (stride[axis] - over if ceil_mode and over else 0)]
+        size = x.shape[axis - 2]
+        whole, over = divmod(size + 2 * padding[axis] - kernel[axis], stride[axis])
+        # one window more, unless it would begin behind the image
+        more = ceil_mode and over and (whole + 1) * stride[axis] < size + padding[axis]
+        ends += [padding[axis], padding[axis] + (stride[axis] - over if more else 0)]
     values = F.pad(as_int32(x.at(exponents)), ends, value=MOST_NEGATIVE)
     found = IntegerTensor(_windows(values, kernel, stride).amax((-2, -1)), exponents, x.divisor)
     return found, torch.empty(0, dtype=torch.int64, device=x.device)

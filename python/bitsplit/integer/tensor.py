@@ -18,6 +18,7 @@ class IntegerTensor(Tensor):
 
     values: int32.  exponents: int32, of the same shape, mostly expanded from one number or one a channel.
     divisor: 1, but behind a mean over a number of values that is no power of two.
+    shares_memory: whether to the model it is another view of a tensor, or has such views.
 
     Operations that the model's code calls end in ``bitsplit.integer.functions``.
     """
@@ -25,6 +26,7 @@ class IntegerTensor(Tensor):
     values: Tensor
     exponents: Tensor
     divisor: int
+    shares_memory: bool
 
     @staticmethod
     def __new__(cls, values: Tensor, exponents: Tensor, divisor: int = 1) -> IntegerTensor:
@@ -36,6 +38,7 @@ class IntegerTensor(Tensor):
         self.values = values
         self.exponents = exponents.expand(values.shape)
         self.divisor = divisor
+        self.shares_memory = False
 
     @classmethod
     def __torch_dispatch__(cls, func: Any, types: Any, args: tuple = (), kwargs: Any = None) -> Any:
