@@ -65,10 +65,19 @@ BETWEEN = {
     "dropout": lambda x: F.dropout(torch.relu(x), training=False),
 }
 
+
+class Padding(nn.Conv2d):
+    """Pads in its own forward, more on one side."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.conv2d(F.pad(x, (0, 1, 0, 1)), self.weight, self.bias, self.stride)
+
+
 LAYERS = {
     "strided": nn.Conv2d(3, 8, 3, stride=2, padding=1),
     "dilated": nn.Conv2d(3, 8, 3, dilation=2, padding=(1, 0)),
     "same": nn.Conv2d(3, 8, 4, padding="same"),
+    "own padding": Padding(3, 8, 2, stride=2),
     "grouped": nn.Conv2d(3, 6, 3, groups=3, bias=False),
     "upward": nn.ConvTranspose2d(3, 8, 3, stride=2, padding=1, output_padding=1),
     "upward in groups": nn.ConvTranspose2d(3, 6, 3, groups=3),
@@ -121,6 +130,18 @@ def test_a_dead_channel(images):
     with torch.no_grad():
         model.one.weight[2] = 0
     assert_same(model, images)
+
+
+def test_a_channel_that_is_all_bias(images):
+    """Its weights would have a scale in which the bias is no int32."""
+    model = pooled(torch.relu)
+    with torch.no_grad():
+        model.one.weight[2] *= 1e-12
+        model.one.bias[2] = 3.0
+    network = assert_same(model, images)
+    simulated = network._model.one
+    assert simulated.bias[2] == pytest.approx(3.0, rel=1e-6)
+    assert (network._layers["one"]._bias.abs() <= 2**22).all()
 
 
 def test_the_output_is_integers(images):

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from bitsplit.errors import IntegerError
 from bitsplit.integer.tensor import LARGEST, IntegerTensor
-from bitsplit.network import kind_of
+from bitsplit.network.layers import Columns, has_plain_forward, kind_of
 from bitsplit.ops.integer import integer_conv, requantize
 from bitsplit.ops.quantize import quantize
 from bitsplit.quantizers import ActivationQuantizer
@@ -101,10 +101,18 @@ class IntegerLayer:
         sums = (matrix.abs().long() * largest).sum(2).flatten()
         return int((sums + (0 if self._bias is None else self._bias.abs().long())).max())
 
+    def _read(self, levels: Tensor) -> Columns:
+        """The input as a convolution sees it; a layer with a forward of its own is asked, which takes floats."""
+        if self._kind.spatial == 0 or has_plain_forward(self._layer):
+            return self._kind.columns(self._layer, levels.short())
+        return self._kind.columns(self._layer, levels.float())
+
     def __call__(self, x: IntegerTensor) -> IntegerTensor:
-        read = self._kind.columns(self._layer, x.values.short())
+        read = self._read(x.values)
         weight = self._matrix.view(len(self._matrix), -1, *read.kernel)
-        sums = integer_conv(read.x, weight, self._bias, read.stride, read.padding, read.dilation, read.groups)
+        sums = integer_conv(
+            read.x.short(), weight, self._bias, read.stride, read.padding, read.dilation, read.groups
+        )
         own = self._exponents
         if self._kind.spatial == 0:
             return IntegerTensor(sums.squeeze(2).transpose(1, 2).reshape(*x.shape[:-1], len(own)), own)

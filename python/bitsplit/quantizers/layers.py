@@ -19,6 +19,8 @@ from bitsplit.network.layers import input_of, kind_of
 from bitsplit.quantizers.grid import Grid
 from bitsplit.quantizers.modules import ActivationQuantizer, WeightQuantizer
 
+MOST_STEPS = 2**22  # of a sum, that a bias may be: float32 still tells sums of that size apart
+
 if TYPE_CHECKING:
     from bitsplit.plan import LayerPlan, Plan
 
@@ -173,10 +175,19 @@ def codes(model: nn.Module) -> dict[str, LayerCodes]:
 
 @torch.no_grad()
 def align_biases(model: nn.Module) -> None:
-    """Round every bias to a multiple of its layer's input scale times weight scale, as its sums are."""
+    """Round every bias to a multiple of its layer's input scale times weight scale, as its sums are.
+
+    Where that would be more than ``MOST_STEPS``, because the weights of a channel are all but zero, their
+    scale grows until it is not.
+    """
     for _, layer in quantized_layers(model):
         weight, inputs = getattr(layer, "weight_quantizer", None), getattr(layer, "input_quantizer", None)
         if layer.bias is None or weight is None or inputs is None:
             continue
         unit = weight.scale if inputs.is_per_channel else weight.scale * inputs.scale
-        layer.bias.copy_((layer.bias / unit).round() * unit)
+        beyond = (layer.bias.abs() / unit / MOST_STEPS).clamp(min=1).log2().ceil().exp2().to(unit.dtype)
+        if (beyond > 1).any():
+            levels = (weight.levels / weight.per_channel(beyond)).round()
+            codes = levels + weight.per_channel(weight.zero_point)
+            set_weight(layer, codes, weight.scale * beyond, weight.zero_point)
+        layer.bias.copy_((layer.bias / (unit * beyond)).round() * (unit * beyond))
