@@ -102,7 +102,7 @@ class IntegerLayer:
         return int((sums + (0 if self._bias is None else self._bias.abs().long())).max())
 
     def _read(self, levels: Tensor) -> Columns:
-        """The input as a convolution sees it; a layer with a forward of its own is asked, which takes floats."""
+        """The input as a convolution sees it; a layer's own forward is asked with floats, which are exact."""
         if self._kind.spatial == 0 or has_plain_forward(self._layer):
             return self._kind.columns(self._layer, levels.short())
         return self._kind.columns(self._layer, levels.float())

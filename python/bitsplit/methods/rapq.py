@@ -49,7 +49,7 @@ class Rapq(QDrop):
 
     name = "rapq"
     exponent_iterations: int = Field(500, ge=0)
-    exponent_rate: float = Field(1e-2, gt=0)
+    exponent_rate: float = Field(1e-3, gt=0)
     spread: float | None = Field(0.1, ge=0)
 
     @property
