@@ -58,6 +58,7 @@ BETWEEN = {
     "adaptive pool": lambda x: F.adaptive_avg_pool2d(torch.relu(x), 4),
     "sum of both signs": lambda x: torch.relu(x) + x,
     "in place": lambda x: torch.relu(x).add_(x),
+    "a copy in place": lambda x: x.clone().relu_() + x,
     "difference": lambda x: torch.relu(x) - x,
     "halves": lambda x: torch.cat(torch.relu(x).chunk(2, 1)[::-1], 1),
     "shuffle": lambda x: torch.relu(x).unflatten(1, (2, 4)).transpose(1, 2).flatten(1, 2),
@@ -188,6 +189,8 @@ class TestRefusals:
     def test_what_integers_cannot_do(self, images):
         self.refused(pooled(F.silu), images, "silu has no form in integers")
         self.refused(pooled(lambda x: x + 0.3), images, "add: both sides")
+        zeros = torch.zeros(40, 4, 8, 8)
+        self.refused(pooled(lambda x: torch.cat([x[:, :4], zeros[: len(x)]], 1)), images, "cat: all parts")
         self.refused(pooled(lambda x: F.pad(x, (1, 1), value=1.0)), images, "only zeros")
 
     def test_changes_of_a_part(self, images):

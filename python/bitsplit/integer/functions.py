@@ -19,11 +19,10 @@ from torch.utils import _pytree as pytree
 from bitsplit.errors import IntegerError
 from bitsplit.integer.tensor import IntegerTensor, as_int32
 
-aten = torch.ops.aten
 Handler = Callable[..., Any]
 
 MOVES = (
-    "alias", "clone", "detach", "expand", "flip", "permute", "select", "slice", "split", "split_with_sizes",
+    "alias", "detach", "expand", "flip", "permute", "select", "slice", "split", "split_with_sizes",
     "squeeze", "t", "transpose", "unbind", "unsqueeze",
 )  # fmt: skip
 RESHAPES = ("_unsafe_view", "reshape", "view")
@@ -61,6 +60,8 @@ def _reshape(x: IntegerTensor, shape: Sequence[int]) -> IntegerTensor:
 
 
 def _cat(tensors: Sequence[IntegerTensor], dim: int = 0) -> IntegerTensor:
+    if not all(isinstance(tensor, IntegerTensor) for tensor in tensors):
+        raise IntegerError("cat: all parts must come from the network's input")
     if len({tensor.divisor for tensor in tensors}) > 1:
         raise IntegerError("cat: means over different numbers of values have no common integers")
     values, exponents = (torch.cat([getattr(t, n) for t in tensors], dim) for n in ("values", "exponents"))
@@ -188,6 +189,7 @@ _HANDLERS: dict[str, Handler] = {
     "avg_pool2d": _avg_pool,
     "cat": _cat,
     "clamp": _clamp,
+    "clone": lambda x, **_: IntegerTensor(x.values, x.exponents, x.divisor),
     "clamp_max": lambda x, high: _clamp(x, None, high),
     "clamp_min": lambda x, low: _clamp(x, low, None),
     "constant_pad_nd": _pad,
