@@ -12,7 +12,13 @@ import bitsplit
 from bitsplit.errors import RecipeError
 from bitsplit.ops.ranges import channel_range, grid_of_range, lp_search, power_of_two_search
 from bitsplit.quantizers import ActivationQuantizer, Grid, quantized_layers
-from bitsplit.quantizers.powers import are_powers_of_two, power_below, power_by_distance, power_by_ratio
+from bitsplit.quantizers.powers import (
+    are_powers_of_two,
+    power_below,
+    power_by_distance,
+    power_by_ratio,
+    powers,
+)
 
 CHAINS = {
     "minmax": ["minmax"],
@@ -48,6 +54,12 @@ class TestPowers:
         assert (by_distance - scale).abs() <= (other - scale).abs()
         ratio = torch.maximum(by_ratio / scale, scale / by_ratio)
         assert ratio <= 2**0.5 * (1 + 1e-12)
+
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+    def test_of_exponents(self, dtype):
+        found = powers(torch.arange(-126, 128), dtype)
+        assert found.dtype == dtype
+        assert found.tolist() == [2.0**k for k in range(-126, 128)]
 
     def test_powers_stay(self):
         scale = 2.0 ** torch.arange(-40, 40)

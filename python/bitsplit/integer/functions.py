@@ -18,6 +18,7 @@ from torch.utils import _pytree as pytree
 
 from bitsplit.errors import IntegerError
 from bitsplit.integer.tensor import IntegerTensor, as_int32
+from bitsplit.quantizers.powers import powers
 
 Handler = Callable[..., Any]
 
@@ -92,7 +93,7 @@ def _clamp(x: IntegerTensor, low: float | None = None, high: float | None = None
     values = x.at(exponents)
     for end, limit in zip(ends, (torch.maximum, torch.minimum), strict=True):
         if end is not None:
-            steps = end * x.divisor * torch.exp2(-exponents.double())
+            steps = end * x.divisor * powers(-exponents, torch.float64)
             values = limit(values, steps.long())
     return IntegerTensor(as_int32(values), exponents, x.divisor)
 

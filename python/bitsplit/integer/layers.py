@@ -11,7 +11,7 @@ from bitsplit.network.layers import Columns, has_plain_forward, kind_of
 from bitsplit.ops.integer import integer_conv, requantize
 from bitsplit.ops.quantize import quantize
 from bitsplit.quantizers import ActivationQuantizer
-from bitsplit.quantizers.powers import exponents
+from bitsplit.quantizers.powers import exponents, powers
 
 EXACT_IN_FLOAT32 = 2**24  # sums of integers below
 WIDEST_LEVEL = 2**15 - 1
@@ -87,7 +87,7 @@ class IntegerLayer:
         """In units of the sums."""
         if bias is None:
             return None
-        counted = torch.ldexp(bias.detach().double(), -self._exponents)
+        counted = bias.detach().double() * powers(-self._exponents, torch.float64)
         if not torch.equal(counted, counted.round()) or counted.abs().max() > LARGEST:
             raise IntegerError(f"{self._name}: its bias is no int32 number of steps of its sums")
         return counted.int()

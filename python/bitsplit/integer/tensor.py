@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from bitsplit.errors import IntegerError
+from bitsplit.quantizers.powers import powers
 
 LARGEST = 2**31 - 1
 FARTHEST = 32  # a shift to the left by which every int32 but 0 leaves int32
@@ -60,7 +61,7 @@ class IntegerTensor(Tensor):
 
     def numbers(self) -> Tensor:
         """What it stands for, in float64: exact but for the divisor."""
-        return torch.ldexp(self.values.double(), self.exponents) / self.divisor
+        return self.values.double() * powers(self.exponents, torch.float64) / self.divisor
 
 
 def as_int32(values: Tensor) -> Tensor:

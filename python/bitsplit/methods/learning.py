@@ -18,6 +18,7 @@ from bitsplit.ops.precision import Precision, computing_in
 from bitsplit.ops.steps import learned_quantize
 from bitsplit.ops.threads import one_thread
 from bitsplit.quantizers import ActivationQuantizer, WeightQuantizer, fitted_state, set_fitted_state
+from bitsplit.quantizers.powers import powers
 
 SMALLEST = 2.0**-27  # step
 EXPONENT_RATE = 1e-2  # of Adam on the exponents of steps that are powers of two,
@@ -219,6 +220,6 @@ class LearnedSteps:
             exponent.grad, step.grad = gradient_of(step) * step * math.log(2), None
         self._exponent_adam.step()
         for exponent, step in zip(self._exponents, self._powers, strict=True):
-            step.copy_(exponent.round().exp2())
+            step.copy_(powers(exponent.round()))
         for step in self.parameters:
             step.clamp_(min=SMALLEST)

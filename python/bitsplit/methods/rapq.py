@@ -31,7 +31,7 @@ from bitsplit.methods.straight_through import RoundedWeight
 from bitsplit.network import FoldedNorm
 from bitsplit.ops.ranges import channel_range, lp_search
 from bitsplit.ops.rounding import STRETCH, inverse_soft_bit, rounding_schedule, soft_bit
-from bitsplit.quantizers.powers import exponents
+from bitsplit.quantizers.powers import exponents, powers
 
 PENALTY = 10  # times the regularizer of the rounding
 RANGES, RANGES_P = 80, 2.4  # of the search for the scale that is best on its own
@@ -144,6 +144,6 @@ class _LayerExponents:
         self.v.grad = (of_logarithm * math.log(2) + penalty) * slope
 
     def harden(self) -> None:
-        scale = torch.exp2(self._below + (soft_bit(self.v.detach()) >= 0.5))
+        scale = powers(self._below + (soft_bit(self.v.detach()) >= 0.5))
         self.rounded.write(scale)
         self.rounded.harden(scale)

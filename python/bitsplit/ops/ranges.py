@@ -103,7 +103,8 @@ def power_of_two_search(
     """
     low, high = low.double(), high.double()
     covering, _ = grid_of_range(low, high, qmin, qmax)
-    widest = torch.exp2(torch.log2(covering).ceil())
+    mantissa, _ = torch.frexp(covering)
+    widest = torch.where(mantissa == 0.5, covering, covering / mantissa)
     tried = []
     for exponent in range(EXPONENTS):
         scale = widest / 2**exponent

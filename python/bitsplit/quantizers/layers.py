@@ -18,6 +18,7 @@ from bitsplit.errors import BitsplitError
 from bitsplit.network.layers import input_of, kind_of
 from bitsplit.quantizers.grid import Grid
 from bitsplit.quantizers.modules import ActivationQuantizer, WeightQuantizer
+from bitsplit.quantizers.powers import powers
 
 MOST_STEPS = 2**22  # of a sum, that a bias may be: float32 still tells sums of that size apart
 
@@ -185,7 +186,7 @@ def align_biases(model: nn.Module) -> None:
         if layer.bias is None or weight is None or inputs is None:
             continue
         unit = weight.scale if inputs.is_per_channel else weight.scale * inputs.scale
-        beyond = (layer.bias.abs() / unit / MOST_STEPS).clamp(min=1).log2().ceil().exp2().to(unit.dtype)
+        beyond = powers((layer.bias.abs() / unit / MOST_STEPS).clamp(min=1).log2().ceil())
         if (beyond > 1).any():
             levels = (weight.levels / weight.per_channel(beyond)).round()
             codes = levels + weight.per_channel(weight.zero_point)

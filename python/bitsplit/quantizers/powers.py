@@ -17,9 +17,20 @@ def exponents(scale: Tensor) -> Tensor:
     return torch.frexp(scale).exponent - 1
 
 
+def powers(exponents: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """2^k for integers k of normal numbers, float32 or float64.
+
+    Made of bits: the exponential functions of a GPU may miss a power of two by a last place.
+    """
+    if dtype == torch.float64:
+        return ((exponents.long() + 1023) << 52).view(dtype)
+    return ((exponents.int() + 127) << 23).view(torch.float32)
+
+
 def power_below(scale: Tensor) -> Tensor:
     """The largest power of two that is not above, in the dtype of ``scale``."""
-    return torch.ldexp(torch.ones_like(scale), exponents(scale))
+    mantissa, _ = torch.frexp(scale)
+    return scale / (2 * mantissa)
 
 
 def power_by_ratio(scale: Tensor) -> Tensor:
