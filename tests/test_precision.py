@@ -58,14 +58,17 @@ def test_tf32_is_for_cards():
     ("method", "rate"), [(bitsplit.QDrop, 0.02), (bitsplit.Brecq, 0.02), (bitsplit.FlexRound, 5e-3)]
 )
 def test_what_is_learned_in_bf16_is_as_good(method, rate):
-    """Within a fifth of what is gained in float32, on images that were learned from."""
+    """Within a tenth of what is gained in float32, on images that were learned from.
+
+    The ends have 8 bits: of a classifier of 40 weights with three a single rounding decides about the error.
+    """
     model, images = Residual().eval(), torch.randn(40, 3, 8, 8)
 
     def reached(**options) -> float:
         chain = method(rate=rate, **options)
-        return error(bitsplit.quantize(model, images, chain, weights=3, policy="all"), model, images)
+        return error(bitsplit.quantize(model, images, chain, weights=3, policy="qdrop"), model, images)
 
     start = reached(iterations=0)
     exact, rounded = (reached(iterations=150, precision=precision) for precision in ("fp32", "bf16"))
     assert exact < start
-    assert start - rounded > 0.8 * (start - exact)
+    assert start - rounded > 0.9 * (start - exact)
