@@ -6,9 +6,9 @@ from pydantic import Field
 
 from bitsplit.methods.activations import MseActivations
 from bitsplit.methods.base import AnyActivationMethod, LayerTask, WeightMethod
-from bitsplit.methods.ranges import store_nearest
+from bitsplit.methods.ranges import best_range, store_nearest
 from bitsplit.methods.registry import register
-from bitsplit.ops.ranges import channel_range, lp_search, power_of_two_search
+from bitsplit.ops.ranges import channel_range
 
 
 @register
@@ -24,8 +24,5 @@ class Mse(WeightMethod):
         rows = task.weight.flatten(0, 1)
         grid = task.weight_grid
         low, high = channel_range(rows, 0)
-        if grid.power_of_two:
-            found = power_of_two_search(rows, 0, grid.low, grid.high, low, high, self.p)
-        else:
-            found = lp_search(rows, 0, grid.low, grid.high, low, high, self.candidates, self.p)
+        found = best_range(rows, 0, grid, low, high, self.candidates, self.p)
         store_nearest(task, found.scale, found.zero_point)

@@ -8,9 +8,20 @@ import torch
 from torch import Tensor
 
 from bitsplit.methods.base import LayerTask
+from bitsplit.ops.ranges import SearchResult, lp_search, power_of_two_search
+from bitsplit.quantizers import Grid
 from bitsplit.quantizers.powers import power_by_distance
 
 MOST_ROUNDS = 1000  # they end by themselves; a bound in case two codings tie for ever
+
+
+def best_range(
+    x: Tensor, axis: int, grid: Grid, low: Tensor, high: Tensor, candidates: int, p: float
+) -> SearchResult:
+    """Of the scales that ``grid`` allows for every channel of x, that of least sum of |x - Q(x)|^p."""
+    if grid.power_of_two:
+        return power_of_two_search(x, axis, grid.low, grid.high, low, high, p)
+    return lp_search(x, axis, grid.low, grid.high, low, high, candidates, p)
 
 
 def store_nearest(task: LayerTask, scale: Tensor, zero_point: Tensor) -> None:

@@ -6,9 +6,9 @@ from pydantic import Field
 from torch import Tensor
 
 from bitsplit.methods.base import ActivationMethod
+from bitsplit.methods.ranges import best_range
 from bitsplit.methods.registry import register_activation
 from bitsplit.methods.statistics import InputSample
-from bitsplit.ops.ranges import lp_search, power_of_two_search
 from bitsplit.quantizers import Grid
 
 
@@ -21,9 +21,5 @@ class MseActivations(ActivationMethod):
     p: float = Field(2.0, gt=0)
 
     def fit(self, sample: InputSample, grid: Grid) -> tuple[Tensor, Tensor]:
-        where = (sample.values, -1, grid.low, grid.high, sample.low, sample.high)
-        if grid.power_of_two:
-            found = power_of_two_search(*where, self.p)
-        else:
-            found = lp_search(*where, self.candidates, self.p)
+        found = best_range(sample.values, -1, grid, sample.low, sample.high, self.candidates, self.p)
         return found.scale, found.zero_point
