@@ -99,6 +99,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--device", default="cpu")
     parser.add_argument("--iterations", type=int, default=2000)
     parser.add_argument("--bits", nargs="+", choices=WIDTHS, default=list(WIDTHS))
     parser.add_argument("--policy", choices=("brecq", "qdrop"))
@@ -106,7 +107,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=known, default=list(known))
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    work = Work.load(arguments.data)
+    work = Work.load(arguments.data, arguments.device)
     seeds = range(arguments.first_seed, arguments.first_seed + arguments.seeds)
     print(f"torch {torch.__version__}, {arguments.threads} thread(s), {arguments.iterations} iterations")
     for name in arguments.only:

@@ -73,11 +73,11 @@ class Work:
     labels: Tensor
 
     @classmethod
-    def load(cls, folder: Path) -> Work:
+    def load(cls, folder: Path, device: str = "cpu") -> Work:
         checkpoint = folder / "models" / "cifar10_resnet20.th"
         train, _ = _tensors(folder / "cifar10" / "train.npz")
         network = load_model("bitsplit.models.cifar:resnet20", checkpoint)
-        return cls(network, train, *_tensors(folder / "cifar10" / "test.npz"))
+        return cls(network.to(device), train, *_tensors(folder / "cifar10" / "test.npz"))
 
     def top1(self, classes: Tensor) -> float:
         return 100 * float((classes == self.labels).double().mean())

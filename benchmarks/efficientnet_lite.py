@@ -69,14 +69,18 @@ def tensors(photos: Dataset) -> tuple[Tensor, Tensor]:
 
 
 def compare(
-    photos: ImageFolder, chosen: list[str], methods: dict[str, list[Any]], seed: int, power_of_two: bool
+    network: nn.Module,
+    photos: ImageFolder,
+    chosen: list[str],
+    methods: dict[str, list[Any]],
+    seed: int,
+    power_of_two: bool,
 ) -> None:
     """Print accuracies of the float network and of every method and width, on the other half."""
     calibration = sample(photos, len(photos) // 2, seed)
     images, _ = tensors(calibration)
     test = tensors(calibration.rest())
-    model = load_network()
-    original, classes = evaluate(model, test), predict(model, test)
+    original, classes = evaluate(network, test), predict(network, test)
 
     print(f"{len(test[0])} test photos, {len(images)} for calibration, seed {seed}\n")
     print("| bits | method | top-1 | drop | top-5 | same class | seconds |\n|---|---|---|---|---|---|---|")
@@ -86,7 +90,7 @@ def compare(
         for method, chain in methods.items():
             started = time.perf_counter()
             quantized = bitsplit.quantize(
-                model, images, chain, weights=weights, activations=activations, seed=seed,
+                network, images, chain, weights=weights, activations=activations, seed=seed,
                 power_of_two=power_of_two,
             )  # fmt: skip
             seconds = time.perf_counter() - started
@@ -109,14 +113,16 @@ def main() -> None:
     parser.add_argument("--power-of-two", action="store_true")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--device", default="cpu")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     photos = ImageFolder(arguments.photos, PREPROCESSING, labels="order")
+    network = load_network().to(arguments.device)
     if arguments.float_only:
-        print(evaluate(load_network(), photos))
+        print(evaluate(network, photos))
     else:
         methods = {name: chains(arguments.iterations)[name] for name in arguments.only}
-        compare(photos, arguments.bits, methods, arguments.seed, arguments.power_of_two)
+        compare(network, photos, arguments.bits, methods, arguments.seed, arguments.power_of_two)
 
 
 if __name__ == "__main__":

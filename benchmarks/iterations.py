@@ -59,12 +59,13 @@ def main() -> None:
     parser.add_argument("--bits", nargs="+", choices=WIDTHS, default=["W2A32", "W3A32", "W4A32"])
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--device", default="cpu")
     parser.add_argument("--longest", type=int, default=20_000)
     parser.add_argument("--figures", type=Path, default=Path("iterations.json"))
     parser.add_argument("--chart", type=Path)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    work = Work.load(arguments.data)
+    work = Work.load(arguments.data, arguments.device)
     cells = json.loads(arguments.figures.read_text()) if arguments.figures.exists() else {}
     print("| width | start | iterations | top-1 / same class, seconds |\n|---|---|---|---|")
     for width in arguments.bits:

@@ -1,13 +1,14 @@
 """Whole networks learned block by block (BRECQ), against the same method as an ordinary training loop.
 
     python benchmarks/learned_network.py [resnet18 resnet50 mobilenet_v2] [--device cuda] [--images 1024]
-        [--iterations 20000] [--size 224] [--bits 2] [--threads 2]
+        [--iterations 20000] [--size 224] [--bits 2] [--threads 2] [--precision tf32]
 
 torchvision networks with random weights, random images. *ours*: the call of bitsplit.quantize, everything
 included. *plain*: for every unit that ours learns a few iterations of `reconstruction.py`'s plain loop on a
-block of the same shape and 128 rows, scaled to the same number of iterations; nothing but these loops. Then
-the profile of a unit's iterations: shares of the time of convolutions and products, of this project's kernels
-and of others, and the share in which the device does nothing (that is, waits for launches).
+block of the same shape and 128 rows, scaled to the same number of iterations; nothing but these loops, in the
+precision that torch chooses by itself. Then the profile of iterations on a GPU: shares of the time of
+convolutions and products, of this project's kernels and of others, and the share in which the GPU does
+nothing (that is, waits for launches).
 """
 
 from __future__ import annotations
@@ -16,18 +17,23 @@ import argparse
 import copy
 import time
 from collections import defaultdict
+from typing import Any
 
 import torch
 import torchvision
 from reconstruction import PlainConv, learn_plainly, seconds, synchronize
 from torch import Tensor, nn
+from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 import bitsplit
 
 ROWS = 128
+PROFILED = 200  # iterations a unit
+PAUSE = 2000  # microseconds: rounding steps farther apart are of different units
 FEW = 20  # iterations of the plain loop that are timed
 PRODUCTS = ("conv", "gemm", "xmma", "cudnn", "cutlass", "implicit", "mkldnn", "addmm")
+CUDA = DeviceType.CUDA
 OURS = ("bitsplit", "rounding_step", "step_", "mix_kernel", "loss_kernel", "join_sums")
 
 
@@ -57,25 +63,30 @@ def plain_seconds(model: nn.Module, name: str, images: Tensor, bits: int, device
 
 
 def shares(model: nn.Module, images: Tensor, method: bitsplit.Brecq, bits: int) -> dict[str, float]:
-    """Of the time between the first and the last kernel (on the CPU: operator), by kind."""
-    on_card = images.is_cuda
-    activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * on_card
-    with profile(activities=activities) as found:
+    """Of the time in which units are learned, by kind."""
+    with profile(activities=[ProfilerActivity.CUDA]) as found:
         bitsplit.quantize(model, images, method, weights=bits)
-    wanted = torch.autograd.DeviceType.CUDA if on_card else torch.autograd.DeviceType.CPU
+    events = sorted((e for e in found.events() if e.device_type == CUDA), key=lambda e: e.time_range.start)
     spent: dict[str, float] = defaultdict(float)
-    begin, end = float("inf"), 0.0
-    for event in found.events():
-        if event.device_type != wanted:
-            continue
-        name = event.name.lower()
-        kind = "ours" if any(word in name for word in OURS) else "other kernels"
-        kind = "convolutions, products" if any(word in name for word in PRODUCTS) else kind
-        spent[kind] += event.self_device_time_total if on_card else event.self_cpu_time_total
-        begin, end = min(begin, event.time_range.start), max(end, event.time_range.end)
-    whole = max(end - begin, 1e-9)
-    spent["idle"] = max(0.0, whole - sum(spent.values()))
+    for begin, end in learning_spans(events):
+        spent["idle"] += end - begin
+        for event in events:
+            if begin <= event.time_range.start < end:
+                name = event.name.lower()
+                kind = "ours" if any(word in name for word in OURS) else "other kernels"
+                kind = "convolutions, products" if any(word in name for word in PRODUCTS) else kind
+                spent[kind] += event.self_device_time_total
+                spent["idle"] -= event.self_device_time_total
+    whole = sum(spent.values())
     return {kind: time / whole for kind, time in spent.items()}
+
+
+def learning_spans(events: list[Any]) -> list[tuple[float, float]]:
+    """From the first to the last rounding step of every unit."""
+    steps = [event.time_range.start for event in events if "rounding_step" in event.name]
+    breaks = [i for i in range(1, len(steps)) if steps[i] - steps[i - 1] > PAUSE]
+    edges = [0, *breaks, len(steps)]
+    return [(steps[a], steps[b - 1]) for a, b in zip(edges, edges[1:], strict=False)]
 
 
 def measure(name: str, arguments: argparse.Namespace) -> None:
@@ -84,7 +95,7 @@ def measure(name: str, arguments: argparse.Namespace) -> None:
     device = arguments.device
     model = getattr(torchvision.models, name)(weights=None).eval().to(device)
     data = torch.randn(arguments.images, 3, arguments.size, arguments.size)
-    method = bitsplit.Brecq(iterations=arguments.iterations, step_iterations=0)
+    method = bitsplit.Brecq(iterations=arguments.iterations, step_iterations=0, precision=arguments.precision)
     started = time.perf_counter()
     learned = bitsplit.quantize(model, data, method, weights=arguments.bits)
     synchronize(device)
@@ -94,9 +105,11 @@ def measure(name: str, arguments: argparse.Namespace) -> None:
     some = data[:ROWS].to(device)
     plain = sum(plain_seconds(learned, piece.name, some, arguments.bits, device) for piece in pieces)
     plain *= arguments.iterations
-    few = method.model_copy(update={"iterations": 50})
-    kinds = shares(model, some[:64], few, arguments.bits)
-    profiled = ", ".join(f"{kind} {100 * share:.0f} %" for kind, share in kinds.items())
+    profiled = "–"
+    if device == "cuda":
+        few = method.model_copy(update={"iterations": PROFILED})
+        kinds = shares(model, some[:64], few, arguments.bits)
+        profiled = ", ".join(f"{kind} {100 * share:.0f} %" for kind, share in kinds.items())
     print(
         f"| {name} | {ours:.1f} s | {loops:.1f} s | {plain:.1f} s | {plain / ours:.1f}x | {profiled} |",
         flush=True,
@@ -113,11 +126,12 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=224)
     parser.add_argument("--bits", type=int, default=2)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--precision", default="auto", choices=["auto", "fp32", "tf32", "bf16"])
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     print(f"torch {torch.__version__}, {arguments.device}, {arguments.images} images, ", end="")
-    print(f"{arguments.iterations} iterations a unit, W{arguments.bits}\n")
-    print("| network | ours | of it learning | plain | faster | profile of 50 iterations a unit |")
+    print(f"{arguments.iterations} iterations a unit, W{arguments.bits}, precision {arguments.precision}\n")
+    print("| network | ours | of it learning | plain | faster | profile |")
     print("|---|---|---|---|---|---|")
     for name in arguments.networks:
         measure(name, arguments)

@@ -60,13 +60,14 @@ def main() -> None:
     parser.add_argument("data", type=Path, help="folder with cifar10/ and models/")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--device", default="cpu")
     parser.add_argument("--iterations", type=int, default=2000)
     parser.add_argument("--bits", nargs="+", choices=WIDTHS, default=["W4A4", "W3A4", "W2A4"])
     parser.add_argument("--only", nargs="+", choices=chains(1), default=list(chains(1)))
     parser.add_argument("--integers", action="store_true")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    work = Work.load(arguments.data)
+    work = Work.load(arguments.data, arguments.device)
     for width in arguments.bits:
         bits = WIDTHS[width]
         for name in arguments.only:

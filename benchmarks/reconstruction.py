@@ -1,6 +1,7 @@
 """Time of one iteration of block reconstruction, against the bare block and against plain autograd.
 
     python benchmarks/reconstruction.py [--threads 1] [--rounds 3] [--device cpu] [--only 64x56x56]
+        [--precision auto]
 
 One residual block (two 3x3 convolutions), 32 rows an iteration. *bare*: forward and backward of the float
 block, gradients of its weights included (and, for QDrop, which needs it, of its input), in the faster of both
@@ -170,7 +171,7 @@ def learn_plainly(
     return work
 
 
-def ours(case: Case, device: str, activations: int | None) -> float:
+def ours(case: Case, device: str, activations: int | None, precision: str) -> float:
     """From the report's seconds of two runs that differ in the number of iterations."""
     torch.manual_seed(0)
     network = nn.Sequential(Block(case.channels)).to(device).eval()
@@ -178,9 +179,9 @@ def ours(case: Case, device: str, activations: int | None) -> float:
 
     def spent(iterations: int) -> float:
         method = (
-            bitsplit.Brecq(iterations=iterations, step_iterations=0)
+            bitsplit.Brecq(iterations=iterations, step_iterations=0, precision=precision)
             if activations is None
-            else bitsplit.QDrop(iterations=iterations)
+            else bitsplit.QDrop(iterations=iterations, precision=precision)
         )
         learned = bitsplit.quantize(
             network, x, method, weights=3, activations=activations, policy="all", batch_size=ROWS
@@ -197,6 +198,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--precision", default="auto", choices=["auto", "fp32", "tf32", "bf16"])
     parser.add_argument("--only", default="", help="part of a block's name")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
@@ -211,9 +213,9 @@ def main() -> None:
             for name, measure in {
                 "bare brecq": lambda c=case: bare(c, arguments.device, of_input=False),
                 "bare qdrop": lambda c=case: bare(c, arguments.device, of_input=True),
-                "brecq": lambda c=case: ours(c, arguments.device, None),
+                "brecq": lambda c=case: ours(c, arguments.device, None, arguments.precision),
                 "plain brecq": lambda c=case: plain(c, arguments.device, None),
-                "qdrop": lambda c=case: ours(c, arguments.device, 4),
+                "qdrop": lambda c=case: ours(c, arguments.device, 4, arguments.precision),
                 "plain qdrop": lambda c=case: plain(c, arguments.device, 4),
             }.items():
                 best[name] = min(best.get(name, float("inf")), measure())

@@ -21,7 +21,12 @@ for fact in sorted(bitsplit.build_info().items()): print("%s: %s" % fact)'
 }
 
 tests() {
-  cpp_tests && "$python" -m pytest -q --durations=10
+  cpp_tests && "$python" -m pytest -q --durations=10 $(parallel)
+}
+
+# With pytest-xdist tests run side by side.
+parallel() {
+  ! "$python" -c 'import xdist' 2> /dev/null || echo "-n $MAX_JOBS"
 }
 
 # The C++ tests need no card; a machine without GoogleTest leaves them to the ordinary test run.
@@ -35,12 +40,19 @@ cpp_tests() {
     ctest --test-dir build/tests --output-on-failure
 }
 
-# Without torch's caching allocator, so that an access just beyond a tensor is seen.
+# Without torch's caching allocator, so that an access just beyond a tensor is seen. Test files run side by side.
 sanitize() {
-  local sanitizer
+  local logs="build/$1"
   sanitizer="$(command -v compute-sanitizer || echo /usr/local/cuda/bin/compute-sanitizer)"
-  PYTORCH_NO_CUDA_MEMORY_CACHING=1 "$sanitizer" --tool "$@" --error-exitcode 9 \
-    --target-processes application-only "$python" -m pytest -q -m cuda
+  export sanitizer python
+  rm -rf "$logs" && mkdir -p "$logs"
+  "$python" -m pytest -q -m cuda --collect-only | sed -n 's/::.*//p' | sort -u |
+    PYTORCH_NO_CUDA_MEMORY_CACHING=1 xargs -P "$MAX_JOBS" -I FILE bash -c 'log="$0/$(basename FILE).txt"
+      "$sanitizer" --tool "$@" --error-exitcode 9 --target-processes application-only \
+        "$python" -m pytest -q -m cuda FILE > "$log" 2>&1
+      status=$?
+      echo "$(basename FILE): exit $status, $SECONDS s, $(grep -E " passed|SUMMARY" "$log" | tr "\n" " ")"
+      exit $status' "$logs" "$@"
 }
 memcheck() { sanitize memcheck --report-api-errors no; }
 racecheck() { sanitize racecheck; }

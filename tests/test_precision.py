@@ -41,11 +41,13 @@ def test_settings_of_the_user_come_back():
     assert (switch.fp32_precision, cudnn.deterministic, cudnn.benchmark) == before
 
 
-def test_auto_is_what_the_processor_has_instructions_for(monkeypatch):
+def test_auto_is_what_the_processor_or_card_has_instructions_for(monkeypatch):
     for abilities, expected in (({"avx512_bf16": True}, "bf16"), ({"avx512_f": True}, "fp32")):
         monkeypatch.setattr(torch.cpu, "get_capabilities", lambda found=abilities: found, raising=False)
         assert chosen_precision("auto", CPU) == expected
-    assert chosen_precision("auto", torch.device("cuda")) == "fp32"
+    for capability, expected in (((9, 0), "bf16"), ((8, 0), "bf16"), ((7, 5), "fp32")):
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda card, found=capability: found)
+        assert chosen_precision("auto", torch.device("cuda")) == expected
 
 
 def test_tf32_is_for_cards():

@@ -11,11 +11,13 @@ import torch
 Precision = Literal["auto", "fp32", "tf32", "bf16"]
 
 _BF16 = ("avx512_bf16", "amx_bf16", "bf16")  # what processors call their instructions for it
+_BF16_CARDS = (8, 0)
 _TF32_SWITCHES = (torch.backends.cudnn.conv, torch.backends.cuda.matmul)
 
 
 def chosen_precision(precision: Precision, device: torch.device) -> Precision:
-    """What ``auto`` means on ``device``: ``bf16`` on processors that have instructions for it, else ``fp32``.
+    """What ``auto`` means on ``device``: ``bf16`` on processors and cards that have instructions for it, else
+    ``fp32``.
 
     Raises:
         ValueError: the device cannot compute so.
@@ -26,9 +28,15 @@ def chosen_precision(precision: Precision, device: torch.device) -> Precision:
         )
     if precision != "auto":
         return precision
+    return "bf16" if _multiplies_bf16(device) else "fp32"
+
+
+def _multiplies_bf16(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= _BF16_CARDS
     # torch releases without this function cannot tell
     abilities = getattr(torch.cpu, "get_capabilities", dict)() if device.type == "cpu" else {}
-    return "bf16" if any(abilities.get(name) for name in _BF16) else "fp32"
+    return any(abilities.get(name) for name in _BF16)
 
 
 @contextmanager
