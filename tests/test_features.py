@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from bitsplit.calibration import features
 from bitsplit.calibration.features import SMALL, FeatureStore, _Slabs
 
 CPU = torch.device("cpu")
@@ -74,17 +75,33 @@ def test_released_features_take_no_room_but_keep_their_shape(budget: int, tmp_pa
     assert store.shape_only("x")[0].shape == (10, 10)
 
 
-@pytest.mark.cuda
-@pytest.mark.parametrize("budget", [0, 100, 1 << 30])
-def test_what_a_gpu_reads_again_lies_in_pinned_memory(budget: int, tmp_path: Path) -> None:
-    device, store = torch.device("cuda"), FeatureStore(budget, tmp_path)
+def kept_for_a_gpu(store: FeatureStore) -> list[torch.Tensor]:
+    """Puts all trees from and for a GPU, checks what comes back; where they lie."""
+    device = torch.device("cuda")
     for number, tree in enumerate(TREES):
         store.put(number, torch.utils._pytree.tree_map_only(torch.Tensor, torch.Tensor.cuda, tree), device)
     for number, tree in enumerate(TREES):
         back = store.get(number)
         assert all(leaf.is_cuda for leaf in torch.utils._pytree.tree_leaves(back) if torch.is_tensor(leaf))
         assert_same(torch.utils._pytree.tree_map_only(torch.Tensor, torch.Tensor.cpu, back), tree)
-    kept = [leaf for leaves, _, _ in store._trees.values() for leaf in leaves if torch.is_tensor(leaf)]
-    assert all(leaf.is_pinned() for leaf in kept if leaf.numel())
-    assert store.in_memory <= budget
+    return [leaf for leaves, _, _ in store._trees.values() for leaf in leaves if torch.is_tensor(leaf)]
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("budget", [0, 100, 1 << 30])
+def test_what_a_full_gpu_reads_again_lies_in_pinned_memory(budget: int, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(features, "LEFT_FREE", 1.0)
+    store = FeatureStore(budget, tmp_path)
+    assert all(leaf.is_pinned() for leaf in kept_for_a_gpu(store) if leaf.numel())
+    assert store.in_memory <= budget and store.on_card == 0
     store.close()
+
+
+@pytest.mark.cuda
+def test_what_a_gpu_reads_again_lies_there_while_it_has_room(tmp_path: Path) -> None:
+    store = FeatureStore(0, tmp_path)
+    assert all(leaf.is_cuda for leaf in kept_for_a_gpu(store))
+    assert store.on_card > 0 and list(tmp_path.iterdir()) == []
+    for number in range(len(TREES)):
+        store.release(number)
+    assert store.on_card == 0

@@ -77,6 +77,19 @@ def test_sizes(device, numel):
     assert_equals_the_slow_one(torch.randn(numel).to(device), torch.randn(numel).to(device), None, 2.0, 1.0)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("p", [2.0, 2.4])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_an_output_in_half_precision_may_have_exact_targets(device, dtype, p, weighted):
+    """As if it had been made float32 first, and the gradient rounded."""
+    output = torch.randn(3, 5, 31, 17).to(device, dtype)
+    target = torch.randn(3, 31, 5, 17, device=device).transpose(1, 2)
+    weight = torch.rand(target.shape, device=device) if weighted else None
+    found, wide = (reconstruction_loss(x, target, weight, p, 0.01) for x in (output, output.float()))
+    assert torch.equal(found.loss, wide.loss)
+    assert found.grad.dtype == dtype and torch.equal(found.grad, wide.grad.to(dtype))
+
+
 def layouts(x: Tensor) -> dict[str, Tensor]:
     """The values of x (4 dimensions) in many memory formats."""
     return {
@@ -217,10 +230,10 @@ MISTAKES = [
     ((ones(3).int(), ones(3).int()), "output must be float32, float64.* got Int"),
     (
         (ones(3), ones(1)),
-        r"target must have the shape, dtype and device of output, \[3\] Float cpu, got \[1\]",
+        r"target must have the shape and device of output, \[3\] cpu, and dtype Float or Float, got \[1\]",
     ),
     ((ones(3), ones(3).half()), "target must have the shape.* got .3. Half"),
-    ((ones(3), ones(3), ones(1, 3)), "weight must have the shape.* of output"),
+    ((ones(3), ones(3), ones(1, 3)), "weight must have the shape.* of target"),
     ((ones(3), ones(3), None, 0.0), "p must be positive and finite, got 0"),
     ((ones(3), ones(3), None, -1.0), "p must be positive"),
     ((ones(3), ones(3), None, INF), "p must be positive and finite, got inf"),

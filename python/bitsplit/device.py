@@ -33,7 +33,8 @@ def checked_device(name: torch.device | str) -> torch.device:
 def free_memory(device: torch.device | None = None) -> int:
     """Bytes that can be used on a device; of host memory without swapping."""
     if device is not None and device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
+        kept_by_torch = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + kept_by_torch
     try:
         with open("/proc/meminfo") as lines:
             for line in lines:

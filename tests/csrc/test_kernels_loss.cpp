@@ -26,7 +26,7 @@ struct Problem {
   int64_t numel() const { return static_cast<int64_t>(output.size()); }
 
   template <bool kWeighted, typename Loss>
-  LossTerm<float, float, Loss, kWeighted> term(const Loss& loss) {
+  LossTerm<float, float, float, Loss, kWeighted> term(const Loss& loss) {
     return {output.data(), target.data(), kWeighted ? weight.data() : nullptr, grad.data(), loss};
   }
 

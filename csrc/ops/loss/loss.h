@@ -6,7 +6,8 @@
 //
 // output: any shape and strides; float32, float64, float16 or bfloat16. Computed in float64 for float64, else
 //   in float32; the terms are added up in float64.
-// target, weight: shape, dtype and device of output. Without weight it is 1.
+// target, weight: shape and device of output; output's dtype, or float32 where that is a half one. Without
+//   weight it is 1.
 // p: positive, finite; 2 is the fastest. Other powers are within 1e-5 of their value in float32
 //   (core/power.h): a difference so small that |d|^p is no normal number counts as 0.
 //

@@ -13,18 +13,26 @@ namespace bitsplit {
 // Device::store_sum<T>(call, term) puts scale * (term(0) + ... + term(numel - 1)) into call.loss.
 template <typename Device>
 struct LossOperator {
-  template <typename Storage, typename T, typename Loss>
+  template <typename Output, typename Target, typename T, typename Loss>
   static void run_with(const LossCall& call, const Loss& loss) {
-    const Storage *output = call.output.const_data_ptr<Storage>(),
-                  *target = call.target.const_data_ptr<Storage>();
-    Storage* grad = call.grad.mutable_data_ptr<Storage>();
+    const Output* output = call.output.const_data_ptr<Output>();
+    const Target* target = call.target.const_data_ptr<Target>();
+    Output* grad = call.grad.mutable_data_ptr<Output>();
     if (call.weight.defined())
       Device::template store_sum<T>(
-          call, LossTerm<Storage, T, Loss, true>{output, target, call.weight.const_data_ptr<Storage>(), grad,
-                                                 loss});
+          call, LossTerm<Output, Target, T, Loss, true>{output, target, call.weight.const_data_ptr<Target>(),
+                                                        grad, loss});
     else
-      Device::template store_sum<T>(call,
-                                    LossTerm<Storage, T, Loss, false>{output, target, nullptr, grad, loss});
+      Device::template store_sum<T>(
+          call, LossTerm<Output, Target, T, Loss, false>{output, target, nullptr, grad, loss});
+  }
+
+  template <typename Output, typename T, typename Loss>
+  static void run_with(const LossCall& call, const Loss& loss) {
+    if (call.target.scalar_type() == call.output.scalar_type())
+      run_with<Output, Output, T>(call, loss);
+    else
+      run_with<Output, T, T>(call, loss);
   }
 
   static void run(const LossCall& call) {

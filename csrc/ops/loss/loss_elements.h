@@ -1,5 +1,5 @@
 // What one element of the loss goes through, for the loops of the CPU and the kernels of the GPU. Torch-free.
-// Storage is what the tensors hold, T (float or double) what is computed in.
+// Output and Target are what the tensors hold, T (float or double) what is computed in.
 #pragma once
 
 #include <cstdint>
@@ -34,18 +34,18 @@ struct PowerOfDifference {
 };
 
 // The term of element i, whose gradient it writes. `weight` is looked at only if kWeighted.
-template <typename Storage, typename T, typename Loss, bool kWeighted>
+template <typename Output, typename Target, typename T, typename Loss, bool kWeighted>
 struct LossTerm {
-  const Storage* __restrict__ output;
-  const Storage* __restrict__ target;
-  const Storage* __restrict__ weight;
-  Storage* __restrict__ grad;
+  const Output* __restrict__ output;
+  const Target* __restrict__ target;
+  const Target* __restrict__ weight;
+  Output* __restrict__ grad;
   Loss loss;
 
   BITSPLIT_HOST_DEVICE T operator()(int64_t i) const {
     const LossAt<T> here = loss(static_cast<T>(output[i]) - static_cast<T>(target[i]));
     const T w = kWeighted ? static_cast<T>(weight[i]) : T(1);
-    grad[i] = static_cast<Storage>(w * here.slope);
+    grad[i] = static_cast<Output>(w * here.slope);
     return w * here.value;
   }
 };

@@ -1,4 +1,4 @@
-"""A store for feature maps with a memory budget: what does not fit goes to disk.
+"""A store for feature maps: on the card that reads them while it has room, in memory within a budget, on disk.
 
 Values come back bit for bit and in the same memory format, whatever the budget.
 """
@@ -21,6 +21,7 @@ from bitsplit.calibration.host_memory import Room, dense_copy, held, host_memory
 from bitsplit.device import free_memory
 
 SMALL = 1 << 20  # bytes
+LEFT_FREE = 0.4  # of a card, for the networks that run there
 
 
 def _bytes(tensor: Tensor) -> int:
@@ -61,7 +62,8 @@ class _Slabs:
 
 
 class FeatureStore:
-    """Keeps trees of tensors under keys, in host memory up to ``budget`` bytes, beyond that in files.
+    """Keeps trees of tensors under keys: on a card that reads them as long as a share of it stays free
+    (``LEFT_FREE``), in host memory up to ``budget`` bytes, beyond that in files.
 
     ``reserved`` bytes of the budget are not for what is merely offered.  ``most``: bytes, on the card,
     in memory and on disk, that were kept at the same time, without what was offered.
@@ -84,7 +86,7 @@ class FeatureStore:
         self._tables: dict[int, Path | None] = {}
 
     def allocate(self, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-        """An uninitialised tensor: in up to half of a card's free memory, in the budget, or in a file."""
+        """An uninitialised tensor: on the card, in the budget, or in a file."""
         size = math.prod(shape) * dtype.itemsize
         path: Path | None = None
         if _fits_on(device, size):
@@ -169,6 +171,9 @@ class FeatureStore:
         if not isinstance(leaf, Tensor):
             return leaf
         size, leaf = _bytes(leaf), leaf.detach()
+        if _fits_on(device, size):
+            self.on_card += size
+            return dense_copy(leaf, torch.empty(leaf.numel(), dtype=leaf.dtype, device=device))
         room = self._room(size, device)
         if room is None:
             return self._write(leaf.to("cpu", copy=True))
@@ -217,17 +222,20 @@ class FeatureStore:
             leaf.path.unlink()
             return _hollow(leaf)
         if isinstance(leaf, Tensor) and leaf.untyped_storage().nbytes() > leaf.element_size():
-            self.in_memory -= _bytes(leaf) if _bytes(leaf) < SMALL else held(leaf)
+            if leaf.is_cuda:
+                self.on_card -= _bytes(leaf)
+            else:
+                self.in_memory -= _bytes(leaf) if _bytes(leaf) < SMALL else held(leaf)
             return _hollow(leaf)
         return leaf
 
 
 def _fits_on(device: torch.device, size: int) -> bool:
-    """Whether ``device`` is a card and half of what is free there holds ``size`` bytes."""
+    """Whether ``device`` is a card and its share stays free when ``size`` bytes are taken."""
     if device.type != "cuda":
         return False
-    torch.cuda.empty_cache()  # what earlier pieces have left counts as taken otherwise
-    return size <= free_memory(device) // 2
+    total = torch.cuda.get_device_properties(device).total_memory
+    return size <= free_memory(device) - LEFT_FREE * total
 
 
 def _hollow(leaf: Tensor | _OnDisk) -> Tensor:

@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 import torch
 from pydantic import BeforeValidator, Field, SerializeAsAny
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from bitsplit.methods.activations import MseActivations
 from bitsplit.methods.base import (
@@ -42,7 +43,7 @@ from bitsplit.methods.recorded import Recorded
 from bitsplit.methods.soft_rounding import SoftRounding
 from bitsplit.network.layers import LayerKind
 from bitsplit.ops.loss import reconstruction_loss
-from bitsplit.ops.precision import Precision, computing_in, forward_in
+from bitsplit.ops.precision import Precision, chosen_precision, computing_in, forward_in
 from bitsplit.ops.rounding import rounding_schedule
 
 RANGES = Mse(p=2.4, levels="affine", activations=MseActivations(p=2.4))
@@ -188,6 +189,7 @@ class Reconstruction(Method):
         parameters = [parameter for some in variables for parameter in some.parameters]
         if not parameters or clock.iterations == 0:
             return
+        entering = self._entering(piece)
         generator = torch.Generator().manual_seed(seed_of(piece))
         draw = samples.draws(self.batch, clock.iterations, generator)
 
@@ -197,7 +199,7 @@ class Reconstruction(Method):
                 parameter.grad = None
             sample = draw()
             with forward_in(self.precision, clock.device):
-                output = piece.run(*inputs(sample)).to(sample.target.dtype)
+                output = comparable(piece.run(*entering(*inputs(sample))), sample.target)
             factor = channels_over_elements(piece, sample.target) / samples.mean_weight
             loss = reconstruction_loss(output, sample.target, sample.weight, p, factor)
             if output.requires_grad:
@@ -209,6 +211,15 @@ class Reconstruction(Method):
 
         with learning(piece.module, parameters, self.precision, clock.device):
             self._iterate(piece, Recorded(piece.name, iteration, draw.card), clock)
+
+    def _entering(self, piece: Piece) -> Callable[..., tuple[tuple, dict[str, Any]]]:
+        """What arguments of the piece become: in half precision they enter in it, so that all that goes through
+        the piece is half as much memory to read and write; where inputs are quantized these decide in float32.
+        """
+        rounds = chosen_precision(self.precision, piece.device) == "bf16"
+        if not rounds or any(hasattr(layer.module, "input_quantizer") for layer in piece.layers):
+            return lambda args, kwargs: (args, kwargs)
+        return lambda args, kwargs: pytree.tree_map_only(Tensor, in_bf16, (args, kwargs))
 
     def _iterate(self, piece: Piece, iteration: Callable[[], Tensor], clock: Clock) -> None:
         on_cpu = clock.device.type == "cpu"
@@ -232,6 +243,17 @@ def channels_over_elements(piece: Piece, target: Tensor) -> float:
     """The factor of a loss that adds up over channels and is a mean over rows and positions."""
     has_channels = target.dim() >= -piece.channel_axis
     return (target.shape[piece.channel_axis] if has_channels else 1) / max(1, target.numel())
+
+
+def in_bf16(values: Tensor) -> Tensor:
+    """Float32 values rounded; others as they are."""
+    return values.to(torch.bfloat16) if values.dtype == torch.float32 else values
+
+
+def comparable(output: Tensor, target: Tensor) -> Tensor:
+    """The output in a dtype that the loss takes beside the target's."""
+    is_half = output.dtype in (torch.bfloat16, torch.float16) and target.dtype == torch.float32
+    return output if is_half else output.to(target.dtype)
 
 
 @torch.no_grad()

@@ -31,8 +31,8 @@ def reconstruction_loss(
 
     Args:
         output: any shape; float32, float64, float16 or bfloat16 (computed in float32, added up in float64).
-        target: shape, dtype and device of output.
-        weight: likewise; None for 1 everywhere.
+        target: shape and device of output, and its dtype; float32 too, where the output is a half one.
+        weight: as target; None for 1 everywhere.
         p: positive; 2 is the fastest. Equal values have gradient 0 for every p.
         scale: of the loss; 1 / output.shape[0] for the mean over a batch.
 
