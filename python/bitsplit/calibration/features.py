@@ -1,4 +1,4 @@
-"""A store for feature maps: on the card that reads them while it has room, in memory within a budget, on disk.
+"""A store for feature maps: on the card that reads them, in memory within a budget, on disk.
 
 Values come back bit for bit and in the same memory format, whatever the budget.
 """

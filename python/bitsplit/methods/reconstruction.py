@@ -213,8 +213,10 @@ class Reconstruction(Method):
             self._iterate(piece, Recorded(piece.name, iteration, draw.card), clock)
 
     def _entering(self, piece: Piece) -> Callable[..., tuple[tuple, dict[str, Any]]]:
-        """What arguments of the piece become: in half precision they enter in it, so that all that goes through
-        the piece is half as much memory to read and write; where inputs are quantized these decide in float32.
+        """What becomes of the piece's arguments.
+
+        In half precision they enter rounded, so that all that goes through the piece is half as much memory
+        to read and write.  Where inputs are quantized, that is decided in float32.
         """
         rounds = chosen_precision(self.precision, piece.device) == "bf16"
         if not rounds or any(hasattr(layer.module, "input_quantizer") for layer in piece.layers):
