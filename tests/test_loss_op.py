@@ -230,9 +230,10 @@ MISTAKES = [
     ((ones(3).int(), ones(3).int()), "output must be float32, float64.* got Int"),
     (
         (ones(3), ones(1)),
-        r"target must have the shape and device of output, \[3\] cpu, and dtype Float or Float, got \[1\]",
+        r"target must have the shape, dtype and device of output, \[3\] Float cpu, got \[1\]",
     ),
     ((ones(3), ones(3).half()), "target must have the shape.* got .3. Half"),
+    ((ones(3).half(), ones(3).bfloat16()), r"dtype \(or Float\) and device of output, .3. Half .*BFloat16"),
     ((ones(3), ones(3), ones(1, 3)), "weight must have the shape.* of target"),
     ((ones(3), ones(3), None, 0.0), "p must be positive and finite, got 0"),
     ((ones(3), ones(3), None, -1.0), "p must be positive"),

@@ -9,13 +9,14 @@
 namespace bitsplit {
 namespace {
 
+// As check_like, but that float32 is right beside a half output too.
 void check_target(const at::Tensor& target, const at::Tensor& output) {
-  const auto type = target.scalar_type();
-  TORCH_CHECK(target.sizes() == output.sizes() && target.device() == output.device() &&
-                  (type == output.scalar_type() || type == compute_type(output)),
-              "target must have the shape and device of output, ", output.sizes(), " ", output.device(),
-              ", and dtype ", output.scalar_type(), " or ", compute_type(output), ", got ", target.sizes(),
-              " ", target.device(), " ", type);
+  const auto type = target.scalar_type(), own = output.scalar_type(), wide = compute_type(output);
+  TORCH_CHECK(
+      target.sizes() == output.sizes() && target.device() == output.device() && (type == own || type == wide),
+      "target must have the shape, dtype", own == wide ? "" : " (or Float)", " and device of output, ",
+      output.sizes(), " ", own, " ", output.device(), ", got ", target.sizes(), " ", type, " ",
+      target.device());
 }
 
 }  // namespace
