@@ -105,15 +105,17 @@ def measure(name: str, arguments: argparse.Namespace) -> None:
     some = data[:ROWS].to(device)
     plain = sum(plain_seconds(learned, piece.name, some, arguments.bits, device) for piece in pieces)
     plain *= arguments.iterations
+    print(
+        f"| {name} | {ours:.1f} s | {loops:.1f} s | {plain:.1f} s | {plain / ours:.1f}x | ",
+        end="",
+        flush=True,
+    )
     profiled = "–"
     if device == "cuda":
         few = method.model_copy(update={"iterations": PROFILED})
         kinds = shares(model, some[:64], few, arguments.bits)
         profiled = ", ".join(f"{kind} {100 * share:.0f} %" for kind, share in kinds.items())
-    print(
-        f"| {name} | {ours:.1f} s | {loops:.1f} s | {plain:.1f} s | {plain / ours:.1f}x | {profiled} |",
-        flush=True,
-    )
+    print(f"{profiled} |", flush=True)
 
 
 def main() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 from residual_net import Residual, error
@@ -74,3 +76,37 @@ def test_what_is_learned_in_bf16_is_as_good(method, rate):
     exact, rounded = (reached(iterations=150, precision=precision) for precision in ("fp32", "bf16"))
     assert exact < start
     assert start - rounded > 0.9 * (start - exact)
+
+
+@pytest.mark.parametrize(("activations", "enters_rounded"), [(None, True), (4, False)])
+def test_only_pieces_of_weights_alone_are_called_in_half_precision(activations, enters_rounded):
+    """Where inputs are quantized, rounding them first would move some to other levels."""
+    model, seen = Residual().eval(), set()
+    model.block.register_forward_pre_hook(lambda _, args: seen.add(args[0].dtype) or None)
+    method = bitsplit.Brecq(iterations=5, step_iterations=0, precision="bf16")
+    bitsplit.quantize(model, torch.randn(40, 3, 8, 8), method, weights=3, activations=activations)
+    assert (torch.bfloat16 in seen) == enters_rounded
+
+
+@pytest.fixture
+def tf32_switches() -> Iterator[list]:
+    """All on, as the user may have set them."""
+    switches = [torch.backends.cudnn.conv, torch.backends.cuda.matmul]
+    before = [switch.fp32_precision for switch in switches]
+    for switch in switches:
+        switch.fp32_precision = "tf32"
+    yield switches
+    for switch, precision in zip(switches, before, strict=True):
+        switch.fp32_precision = precision
+
+
+@pytest.mark.parametrize("verb", [bitsplit.plan, bitsplit.quantize])
+def test_networks_compute_exactly_on_cards_whatever_the_user_has_set(verb, tf32_switches):
+    """TF32, torch's default for convolutions on cards, is too coarse to tell whether folding was right."""
+    seen, model = set(), Residual().eval()
+    model.register_forward_pre_hook(
+        lambda *_: seen.add(tuple(switch.fp32_precision for switch in tf32_switches)) or None
+    )
+    verb(model, torch.randn(8, 3, 8, 8), "minmax", weights=4)
+    assert seen == {("ieee", "ieee")}
+    assert [switch.fp32_precision for switch in tf32_switches] == ["tf32", "tf32"]

@@ -21,6 +21,7 @@ from bitsplit.errors import ModelError, RecipeError
 from bitsplit.inplace import adopt
 from bitsplit.methods.presets import Effort
 from bitsplit.network import Network, bake_effective_weights, fold_norms, observe, untie_layers
+from bitsplit.ops.precision import computing_in
 from bitsplit.plan import Plan
 from bitsplit.planning import make_plan
 from bitsplit.quantizers import quantized_layers
@@ -30,6 +31,10 @@ Model = TypeVar("Model", bound=nn.Module)
 Step = Callable[[nn.Module, Any], Any]
 
 
+EXACTLY = computing_in("fp32", torch.device("cpu"))  # on cards too: torch's default there, TF32, is 1e-3 off
+
+
+@EXACTLY
 @torch.inference_mode(False)
 @torch.autocast("cpu", enabled=False)
 @torch.autocast("cuda", enabled=False)
@@ -85,6 +90,7 @@ def quantize(
     return adopt(model, network.model) if inplace else network.model
 
 
+@EXACTLY
 @torch.autocast("cpu", enabled=False)
 @torch.autocast("cuda", enabled=False)
 def plan(

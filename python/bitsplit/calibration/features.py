@@ -221,11 +221,11 @@ class FeatureStore:
             self.on_disk -= leaf.path.stat().st_size
             leaf.path.unlink()
             return _hollow(leaf)
+        if isinstance(leaf, Tensor) and leaf.is_cuda:
+            self.on_card -= _bytes(leaf)
+            return _hollow(leaf)
         if isinstance(leaf, Tensor) and leaf.untyped_storage().nbytes() > leaf.element_size():
-            if leaf.is_cuda:
-                self.on_card -= _bytes(leaf)
-            else:
-                self.in_memory -= _bytes(leaf) if _bytes(leaf) < SMALL else held(leaf)
+            self.in_memory -= _bytes(leaf) if _bytes(leaf) < SMALL else held(leaf)
             return _hollow(leaf)
         return leaf
 

@@ -41,10 +41,9 @@ def _multiplies_bf16(device: torch.device) -> bool:
 
 @contextmanager
 def computing_in(precision: Precision, device: torch.device) -> Iterator[None]:
-    """For loops with backward passes: on a GPU in TF32 if asked for and only then, and by algorithms of cuDNN
-    that give the same bits every time.
+    """On a GPU in TF32 only if asked for, and by algorithms of cuDNN that give the same bits every time.
 
-    ``forward_in`` around the forward passes does the rest.
+    For ``bf16``, ``forward_in`` around the forward passes does the rest.
     """
     switches = [(switch, "fp32_precision") for switch in _TF32_SWITCHES]
     switches += [(torch.backends.cudnn, "deterministic"), (torch.backends.cudnn, "benchmark")]
