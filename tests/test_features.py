@@ -9,6 +9,7 @@ import torch
 
 from bitsplit.calibration import features
 from bitsplit.calibration.features import SMALL, FeatureStore, _Slabs
+from bitsplit.calibration.forecast import Forecast
 
 CPU = torch.device("cpu")
 TREES = [
@@ -105,3 +106,11 @@ def test_what_a_gpu_reads_again_lies_there_while_it_has_room(tmp_path: Path) -> 
     for number in range(len(TREES)):
         store.release(number)
     assert store.on_card == 0
+
+
+def test_the_forecast_in_words():
+    gib = 2**30
+    on_a_card = Forecast(features=6 * gib, on_card=3 * gib, on_disk=gib, fitting=0, layer="")
+    assert str(on_a_card) == "features: 2.00 GiB in memory, 1.00 GiB on disk, 3.00 GiB on the card"
+    elsewhere = Forecast(features=gib, on_card=0, on_disk=0, fitting=gib // 2, layer="fc")
+    assert str(elsewhere) == "features: 1.00 GiB in memory, 0.00 GiB on disk; largest layer: 0.50 GiB (fc)"

@@ -82,7 +82,7 @@ def test_what_is_learned_in_bf16_is_as_good(method, rate):
 def test_only_pieces_of_weights_alone_are_called_in_half_precision(activations, enters_rounded):
     """Where inputs are quantized, rounding them first would move some to other levels."""
     model, seen = Residual().eval(), set()
-    model.block.register_forward_pre_hook(lambda _, args: seen.add(args[0].dtype) or None)
+    model.second.register_forward_pre_hook(lambda _, args: seen.add(args[0].dtype) or None)
     method = bitsplit.Brecq(iterations=5, step_iterations=0, precision="bf16")
     bitsplit.quantize(model, torch.randn(40, 3, 8, 8), method, weights=3, activations=activations)
     assert (torch.bfloat16 in seen) == enters_rounded

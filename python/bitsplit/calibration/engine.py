@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from bitsplit.calibration.checkpoint import Checkpoint
-from bitsplit.calibration.features import FeatureStore
+from bitsplit.calibration.features import FeatureStore, room_on_card
 from bitsplit.calibration.forecast import feature_bytes, forecast, row_bytes
 from bitsplit.calibration.learner import Learner
 from bitsplit.calibration.piece import EnginePiece, learn
@@ -141,8 +141,10 @@ class Engine:
         """What the run will need, in words; refused when that is more than there is."""
         features = feature_bytes(self.network, self.schedule, self.data)
         features += row_bytes(self.network, self.methods, self.data)
-        needed = forecast(self.network, self.plan, self.methods, features, self.store.budget)
-        needed.check(free_memory(self.student_replay.device))
+        device = self.student_replay.device
+        card = room_on_card(device)
+        needed = forecast(self.network, self.plan, self.methods, features, card, self.store.budget)
+        needed.check(free_memory(device))
         self.store.reserved = features
         return str(needed)
 

@@ -89,8 +89,8 @@ class FeatureStore:
         """An uninitialised tensor: on the card, in the budget, or in a file."""
         size = math.prod(shape) * dtype.itemsize
         path: Path | None = None
-        if _fits_on(device, size):
-            table = torch.empty(shape, dtype=dtype, device=device)
+        if (memory := _card_memory(math.prod(shape), dtype, device)) is not None:
+            table = memory.view(shape)
             self.on_card += size
         elif (room := self._room(size, device)) is not None:
             table = host_memory(math.prod(shape), dtype, room).view(shape)
@@ -171,9 +171,9 @@ class FeatureStore:
         if not isinstance(leaf, Tensor):
             return leaf
         size, leaf = _bytes(leaf), leaf.detach()
-        if _fits_on(device, size):
+        if (memory := _card_memory(leaf.numel(), leaf.dtype, device)) is not None:
             self.on_card += size
-            return dense_copy(leaf, torch.empty(leaf.numel(), dtype=leaf.dtype, device=device))
+            return dense_copy(leaf, memory)
         room = self._room(size, device)
         if room is None:
             return self._write(leaf.to("cpu", copy=True))
@@ -230,12 +230,22 @@ class FeatureStore:
         return leaf
 
 
-def _fits_on(device: torch.device, size: int) -> bool:
-    """Whether ``device`` is a card and its share stays free when ``size`` bytes are taken."""
+def room_on_card(device: torch.device) -> int:
+    """Bytes that may be taken on ``device``, if it is a card, so that its share stays free."""
     if device.type != "cuda":
-        return False
+        return 0
     total = torch.cuda.get_device_properties(device).total_memory
-    return size <= free_memory(device) - LEFT_FREE * total
+    return max(0, free_memory(device) - int(LEFT_FREE * total))
+
+
+def _card_memory(count: int, dtype: torch.dtype, device: torch.device) -> Tensor | None:
+    """Tensor[count], uninitialised, on a card that has room for it."""
+    if device.type != "cuda" or count * dtype.itemsize > room_on_card(device):
+        return None
+    try:
+        return torch.empty(count, dtype=dtype, device=device)
+    except torch.OutOfMemoryError:  # what is free there lies in pieces
+        return None
 
 
 def _hollow(leaf: Tensor | _OnDisk) -> Tensor:

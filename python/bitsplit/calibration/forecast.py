@@ -15,18 +15,21 @@ from bitsplit.plan import Plan
 
 @dataclass(frozen=True)
 class Forecast:
-    """Bytes: features of both models at the worst moment, those that will lie on disk, and what fitting takes
-    that layer which takes most."""
+    """Bytes: features of both models at the worst moment, those that will lie on the card and on disk, and
+    what fitting takes that layer which takes most."""
 
     features: int
+    on_card: int
     on_disk: int
     fitting: int
     layer: str
 
     def __str__(self) -> str:
         gib = 2**30
-        in_memory = self.features - self.on_disk
+        in_memory = self.features - self.on_card - self.on_disk
         text = f"features: {in_memory / gib:.2f} GiB in memory, {self.on_disk / gib:.2f} GiB on disk"
+        if self.on_card:
+            text += f", {self.on_card / gib:.2f} GiB on the card"
         return f"{text}; largest layer: {self.fitting / gib:.2f} GiB ({self.layer})" if self.layer else text
 
     def check(self, free: int) -> None:
@@ -40,15 +43,20 @@ class Forecast:
             )
 
 
-def forecast(network: Network, plan: Plan, methods: list[Method], features: int, budget: int) -> Forecast:
-    """What a run will need: ``features`` bytes of feature maps, of which ``budget`` may be kept in memory."""
+def forecast(
+    network: Network, plan: Plan, methods: list[Method], features: int, card: int, budget: int
+) -> Forecast:
+    """What a run will need: ``features`` bytes of feature maps, of which ``card`` have room on the card and
+    ``budget`` may be kept in memory."""
     sizes: dict[str, int] = {}
     for name, layer in network.layers.items():
         if plan.layer(name).weights is not None:
             groups, _, columns = layer.kind.matrix(layer.module, layer.module.weight).shape
             sizes[name] = max((method.memory(layer.kind, groups, columns) for method in methods), default=0)
     largest = max(sizes, key=sizes.__getitem__, default="")
-    return Forecast(features, max(0, features - budget), sizes.get(largest, 0), largest)
+    on_card = min(features, card)
+    on_disk = max(0, features - on_card - budget)
+    return Forecast(features, on_card, on_disk, sizes.get(largest, 0), largest)
 
 
 def row_bytes(network: Network, methods: list[Method], data: Batches) -> int:
