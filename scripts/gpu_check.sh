@@ -52,6 +52,7 @@ sanitize() {
         "$python" -m pytest -q -m cuda FILE > "$log" 2>&1
       status=$?
       echo "$(basename FILE): exit $status, $SECONDS s, $(grep -E " passed|SUMMARY" "$log" | tr "\n" " ")"
+      [[ $status == 0 ]] || tail -n 40 "$log"
       exit $status' "$logs" "$@"
 }
 memcheck() { sanitize memcheck --report-api-errors no; }
