@@ -122,6 +122,25 @@ def test_units_give_again_what_they_gave_in_the_whole_network() -> None:
             assert torch.equal(model.get_submodule(unit.name)(*arguments), output)
 
 
+def test_numbers_that_become_tensors_are_no_data() -> None:
+    """A mask written by pieces, as in windowed attention, and a factor: the block stays closed."""
+
+    class Masked(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = conv(), conv()
+
+        def forward(self, x: Tensor) -> Tensor:
+            mask = torch.zeros(x.shape[-2:])
+            mask[:4] = 1
+            mask[4:, 4:] = 2
+            return x + self.second(self.first(x) * mask) * torch.tensor(0.5)
+
+    network = observe(nn.Sequential(Masked(), nn.Sequential(conv(), conv())), images())
+    check(network)
+    assert shape_of(network) == [("0", 2), ("1.0", 1), ("1.1", 1)]
+
+
 def test_blocks_without_addition_of_a_class_with_it() -> None:
     network = observe(nn.Sequential(Residual(), Residual(2), Residual()), images())
     check(network)

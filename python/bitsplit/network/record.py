@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-Origin = Literal["parameter", "buffer", "input", "unknown", "op"]
+Origin = Literal["parameter", "buffer", "input", "constant", "unknown", "op"]
 
 
 @dataclass(frozen=True)
@@ -20,8 +20,8 @@ class Ref:
 class Value:
     """What one tensor held at one time; an in-place operation gives its tensor a new value.
 
-    origin: where it comes from; ``name`` is the parameter's or buffer's.  producer: the number of the
-    operation.
+    origin: where it comes from; ``name`` is the parameter's or buffer's.  A "constant" was a number of
+    the model's code.  producer: the number of the operation.
     """
 
     shape: tuple[int, ...]

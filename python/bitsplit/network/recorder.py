@@ -16,7 +16,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from bitsplit.device import fresh
 from bitsplit.errors import ModelError, first_line
-from bitsplit.network.record import Call, Op, Record, Ref, Value
+from bitsplit.network.record import Call, Op, Origin, Record, Ref, Value
 
 Step = Callable[[nn.Module, Any], Any]
 
@@ -144,11 +144,11 @@ class _Recorder(TorchDispatchMode):
         writes = self._writes.get(_memory_of(tensor), (0, 0, False))[0]
         self._noted[tensor] = (value, writes)
 
-    def read(self, tensor: Tensor) -> int:
-        """The value ``tensor`` holds now."""
+    def read(self, tensor: Tensor, otherwise: Origin = "unknown") -> int:
+        """The value ``tensor`` holds now; one never seen before comes from ``otherwise``."""
         noted = self._noted.get(tensor)
         if noted is None:
-            value = self._new_value(tensor, "unknown")
+            value = self._new_value(tensor, otherwise)
             self._note(tensor, value)
             return value
         value, seen = noted
@@ -182,7 +182,11 @@ class _Recorder(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
-        refs = pytree.tree_map_only(Tensor, lambda tensor: Ref(self.read(tensor)), (args, kwargs))
+        # All that torch shows of how torch.tensor(1.0), and on some versions x[0] = 1.0, makes a tensor. A list
+        # that becomes one the same way may well be data.
+        is_number = func is torch.ops.aten.lift_fresh.default and args[0].dim() == 0
+        otherwise = "constant" if is_number else "unknown"
+        refs = pytree.tree_map_only(Tensor, lambda tensor: Ref(self.read(tensor, otherwise)), (args, kwargs))
         inputs = tuple(leaf.value for leaf in pytree.tree_leaves(refs) if isinstance(leaf, Ref))
         memories = {
             _memory_of(leaf) for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)
