@@ -182,8 +182,8 @@ class _Recorder(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
-        # All that torch shows of how torch.tensor(1.0), and on some versions x[0] = 1.0, makes a tensor. A list
-        # that becomes one the same way may well be data.
+        # All that torch shows of how torch.tensor(1.0), and on some versions x[0] = 1.0, makes a tensor.
+        # A list that becomes one the same way may well be data.
         is_number = func is torch.ops.aten.lift_fresh.default and args[0].dim() == 0
         otherwise = "constant" if is_number else "unknown"
         refs = pytree.tree_map_only(Tensor, lambda tensor: Ref(self.read(tensor, otherwise)), (args, kwargs))
