@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 from residual_net import Residual, error
-from torch import nn
+from torch import Tensor, nn
 
 import bitsplit
 from bitsplit.errors import CalibrationError
@@ -86,6 +86,29 @@ def test_only_pieces_of_weights_alone_are_called_in_half_precision(activations, 
     method = bitsplit.Brecq(iterations=5, step_iterations=0, precision="bf16")
     bitsplit.quantize(model, torch.randn(40, 3, 8, 8), method, weights=3, activations=activations)
     assert (torch.bfloat16 in seen) == enters_rounded
+
+
+class Scattering(nn.Module):
+    """Adds up in a tensor of float32, whatever comes in."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(8, 8, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.conv(torch.zeros(x.shape).index_add(1, torch.arange(8), x))
+
+
+def test_code_that_takes_no_half_precision_is_told_what_helps():
+    model = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), Scattering()).eval()
+
+    def learned(precision: str) -> nn.Module:
+        method = bitsplit.Brecq(iterations=5, step_iterations=0, precision=precision)
+        return bitsplit.quantize(model, torch.randn(16, 3, 8, 8), method, weights=3)
+
+    with pytest.raises(CalibrationError, match=r"2: brecq failed: .*try precision='fp32'"):
+        learned("bf16")
+    assert [piece.name for piece in learned("fp32")._bitsplit.pieces] == ["0", "2"]
 
 
 @pytest.fixture

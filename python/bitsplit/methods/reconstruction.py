@@ -8,7 +8,8 @@ from __future__ import annotations
 import math
 import warnings
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Annotated, Any, Literal
 
 import torch
@@ -209,8 +210,18 @@ class Reconstruction(Method):
             clock.advance()
             return loss.loss
 
-        with learning(piece.module, parameters, self.precision, clock.device):
+        with learning(piece.module, parameters, self.precision, clock.device), self._explaining(piece):
             self._iterate(piece, Recorded(piece.name, iteration, draw.card), clock)
+
+    @contextmanager
+    def _explaining(self, piece: Piece) -> Iterator[None]:
+        """Tells what helps where the piece's own code takes no half precision."""
+        try:
+            yield
+        except RuntimeError as error:
+            if chosen_precision(self.precision, piece.device) == "bf16" and "type" in str(error):
+                raise RuntimeError(f"{error} (it is learned in bfloat16; try precision='fp32')") from error
+            raise
 
     def _entering(self, piece: Piece) -> Callable[..., tuple[tuple, dict[str, Any]]]:
         """What becomes of the piece's arguments.
