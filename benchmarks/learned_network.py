@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import copy
 import time
+from bisect import bisect_left
 from collections import defaultdict
 from typing import Any
 
@@ -68,15 +69,15 @@ def shares(model: nn.Module, images: Tensor, method: bitsplit.Brecq, bits: int) 
         bitsplit.quantize(model, images, method, weights=bits)
     events = sorted((e for e in found.events() if e.device_type == CUDA), key=lambda e: e.time_range.start)
     spent: dict[str, float] = defaultdict(float)
+    starts = [event.time_range.start for event in events]
     for begin, end in learning_spans(events):
         spent["idle"] += end - begin
-        for event in events:
-            if begin <= event.time_range.start < end:
-                name = event.name.lower()
-                kind = "ours" if any(word in name for word in OURS) else "other kernels"
-                kind = "convolutions, products" if any(word in name for word in PRODUCTS) else kind
-                spent[kind] += event.self_device_time_total
-                spent["idle"] -= event.self_device_time_total
+        for event in events[bisect_left(starts, begin) : bisect_left(starts, end)]:
+            name = event.name.lower()
+            kind = "ours" if any(word in name for word in OURS) else "other kernels"
+            kind = "convolutions, products" if any(word in name for word in PRODUCTS) else kind
+            spent[kind] += event.self_device_time_total
+            spent["idle"] -= event.self_device_time_total
     whole = sum(spent.values())
     return {kind: time / whole for kind, time in spent.items()}
 
