@@ -87,17 +87,18 @@ class FeatureStore:
 
     def allocate(self, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
         """An uninitialised tensor: on the card, in the budget, or in a file."""
-        size = math.prod(shape) * dtype.itemsize
+        count = math.prod(shape)
+        size = count * dtype.itemsize
         path: Path | None = None
-        if (memory := _card_memory(math.prod(shape), dtype, device)) is not None:
+        if (memory := _card_memory(count, dtype, device)) is not None:
             table = memory.view(shape)
             self.on_card += size
         elif (room := self._room(size, device)) is not None:
-            table = host_memory(math.prod(shape), dtype, room).view(shape)
+            table = host_memory(count, dtype, room).view(shape)
             self.in_memory += held(table)
         else:
             path = self._new_file()
-            table = torch.from_file(str(path), shared=True, size=math.prod(shape), dtype=dtype).view(shape)
+            table = torch.from_file(str(path), shared=True, size=count, dtype=dtype).view(shape)
             self.on_disk += size
         self._tables[table.data_ptr()] = path
         self._note_most()
