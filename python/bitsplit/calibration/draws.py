@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from bitsplit.methods.base import Sample
+from bitsplit.methods.tasks import Sample
 
 
 class _Queue:

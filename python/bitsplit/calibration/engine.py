@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from bitsplit.calibration.checkpoint import Checkpoint
-from bitsplit.calibration.features import FeatureStore, room_on_card
+from bitsplit.calibration.features import FeatureStore
 from bitsplit.calibration.forecast import feature_bytes, forecast, row_bytes
 from bitsplit.calibration.learner import Learner
+from bitsplit.calibration.memory import room_on_card
 from bitsplit.calibration.piece import EnginePiece, learn
 from bitsplit.calibration.progress import Progress
 from bitsplit.calibration.replay import Replay, UnitCall
@@ -24,8 +25,9 @@ from bitsplit.calibration.task import EngineLayerTask
 from bitsplit.data import Batches
 from bitsplit.device import free_memory, fresh, to_device
 from bitsplit.errors import CalibrationError, RecipeError
-from bitsplit.methods.base import Inputs, Method
+from bitsplit.methods.base import Method
 from bitsplit.methods.statistics import InputSample
+from bitsplit.methods.tasks import Inputs
 from bitsplit.network import Network
 from bitsplit.plan import Plan
 from bitsplit.quantizers import align_biases, prepare

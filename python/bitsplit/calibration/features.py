@@ -17,15 +17,17 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from bitsplit.calibration.host_memory import Room, dense_copy, held, host_memory, pinned_size
-from bitsplit.device import free_memory
-
-SMALL = 1 << 20  # bytes
-LEFT_FREE = 0.4  # of a card, for the networks that run there
-
-
-def _bytes(tensor: Tensor) -> int:
-    return tensor.numel() * tensor.element_size()
+from bitsplit.calibration.memory import (
+    SMALL,
+    Room,
+    Slabs,
+    bytes_of,
+    card_memory,
+    dense_copy,
+    held,
+    host_memory,
+    pinned_size,
+)
 
 
 @dataclass(frozen=True)
@@ -36,29 +38,6 @@ class _OnDisk:
     shape: torch.Size
     stride: tuple[int, ...]
     dtype: torch.dtype
-
-
-class _Slabs:
-    """Places for small tensors, many in one piece of memory.
-
-    Between large tensors that come and go, each small one that stays would keep the hole beside it from being
-    used again, so that memory would grow with the number of batches.
-    """
-
-    size = 4 * SMALL
-
-    def __init__(self, room: Room) -> None:
-        self._room = room
-        self._slab = torch.empty(0, dtype=torch.uint8)
-
-    def place(self, tensor: Tensor) -> Tensor:
-        """A dense copy with the tensor's order of elements."""
-        size = _bytes(tensor)
-        if size > self._slab.numel():
-            self._slab = host_memory(self.size, torch.uint8, self._room)
-        place = dense_copy(tensor, self._slab[:size].view(tensor.dtype))
-        self._slab = self._slab[-(-size // 64) * 64 :]
-        return place
 
 
 class FeatureStore:
@@ -81,7 +60,7 @@ class FeatureStore:
         self._folder: Path | None = None
         self._trees: dict[Hashable, tuple[list[Any], Any, torch.device]] = {}
         self._files = 0
-        self._slabs: dict[Room, _Slabs] = {"pinned": _Slabs("pinned"), "pageable": _Slabs("pageable")}
+        self._slabs: dict[Room, Slabs] = {"pinned": Slabs("pinned"), "pageable": Slabs("pageable")}
         self._blanks: dict[tuple[torch.dtype, torch.device], Tensor] = {}
         self._tables: dict[int, Path | None] = {}
 
@@ -90,7 +69,7 @@ class FeatureStore:
         count = math.prod(shape)
         size = count * dtype.itemsize
         path: Path | None = None
-        if (memory := _card_memory(count, dtype, device)) is not None:
+        if (memory := card_memory(count, dtype, device)) is not None:
             table = memory.view(shape)
             self.on_card += size
         elif (room := self._room(size, device)) is not None:
@@ -108,11 +87,11 @@ class FeatureStore:
         """Give back what ``allocate`` gave; it must not be used any more."""
         path = self._tables.pop(table.data_ptr())
         if table.is_cuda:
-            self.on_card -= _bytes(table)
+            self.on_card -= bytes_of(table)
         elif path is None:
             self.in_memory -= held(table)
         else:
-            self.on_disk -= _bytes(table)
+            self.on_disk -= bytes_of(table)
             path.unlink(missing_ok=True)
 
     def put(self, key: Hashable, tree: Any, device: torch.device) -> None:
@@ -123,7 +102,7 @@ class FeatureStore:
 
     def offer(self, key: Hashable, tree: Any, device: torch.device) -> bool:
         """``put`` that is refused where memory is short."""
-        size = sum(_bytes(leaf) for leaf in pytree.tree_leaves(tree) if isinstance(leaf, Tensor))
+        size = sum(bytes_of(leaf) for leaf in pytree.tree_leaves(tree) if isinstance(leaf, Tensor))
         fits = self.in_memory + size <= self.budget - self.reserved
         if fits:
             self._offered[key] = size
@@ -171,8 +150,8 @@ class FeatureStore:
     def _keep(self, leaf: Any, device: torch.device) -> Any:
         if not isinstance(leaf, Tensor):
             return leaf
-        size, leaf = _bytes(leaf), leaf.detach()
-        if (memory := _card_memory(leaf.numel(), leaf.dtype, device)) is not None:
+        size, leaf = bytes_of(leaf), leaf.detach()
+        if (memory := card_memory(leaf.numel(), leaf.dtype, device)) is not None:
             self.on_card += size
             return dense_copy(leaf, memory)
         room = self._room(size, device)
@@ -223,30 +202,12 @@ class FeatureStore:
             leaf.path.unlink()
             return _hollow(leaf)
         if isinstance(leaf, Tensor) and leaf.is_cuda:
-            self.on_card -= _bytes(leaf)
+            self.on_card -= bytes_of(leaf)
             return _hollow(leaf)
         if isinstance(leaf, Tensor) and leaf.untyped_storage().nbytes() > leaf.element_size():
-            self.in_memory -= _bytes(leaf) if _bytes(leaf) < SMALL else held(leaf)
+            self.in_memory -= bytes_of(leaf) if bytes_of(leaf) < SMALL else held(leaf)
             return _hollow(leaf)
         return leaf
-
-
-def room_on_card(device: torch.device) -> int:
-    """Bytes that may be taken on ``device``, if it is a card, so that its share stays free."""
-    if device.type != "cuda":
-        return 0
-    total = torch.cuda.get_device_properties(device).total_memory
-    return max(0, free_memory(device) - int(LEFT_FREE * total))
-
-
-def _card_memory(count: int, dtype: torch.dtype, device: torch.device) -> Tensor | None:
-    """Tensor[count], uninitialised, on a card that has room for it."""
-    if device.type != "cuda" or count * dtype.itemsize > room_on_card(device):
-        return None
-    try:
-        return torch.empty(count, dtype=dtype, device=device)
-    except torch.OutOfMemoryError:  # what is free there lies in pieces
-        return None
 
 
 def _hollow(leaf: Tensor | _OnDisk) -> Tensor:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from bitsplit.calibration.piece import EnginePiece, learn
 from bitsplit.calibration.replay import UnitCall
 from bitsplit.calibration.task import EngineLayerTask
-from bitsplit.methods.base import Granularity
+from bitsplit.methods.tasks import Granularity
 from bitsplit.network.joined import joined_units
 
 if TYPE_CHECKING:

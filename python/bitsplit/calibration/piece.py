@@ -1,4 +1,4 @@
-"""A piece of the network while it is learned: what ``bitsplit.methods.base.Piece`` promises."""
+"""A piece of the network while it is learned: what ``bitsplit.methods.tasks.Piece`` promises."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from bitsplit.calibration.replay import Replay
 from bitsplit.calibration.rows import RowTable
 from bitsplit.device import device_of
 from bitsplit.errors import CalibrationError
-from bitsplit.methods.base import Method, Sample
+from bitsplit.methods.base import Method
+from bitsplit.methods.tasks import Sample
 from bitsplit.ops.loss import class_divergence
 from bitsplit.quantizers import ActivationQuantizer
 from bitsplit.report.results import PieceResult

@@ -17,7 +17,7 @@ from torch.utils import _pytree as pytree
 
 from bitsplit.calibration.draws import RowDraws
 from bitsplit.calibration.features import FeatureStore
-from bitsplit.methods.base import Sample
+from bitsplit.methods.tasks import Sample
 
 FURTHER = 4
 

@@ -1,4 +1,4 @@
-"""A layer while it is being fitted: what ``bitsplit.methods.base.LayerTask`` promises."""
+"""A layer while it is being fitted: what ``bitsplit.methods.tasks.LayerTask`` promises."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from bitsplit.calibration.passes import Part, collect_mean_error, collect_statistics
 from bitsplit.calibration.samples import collect_sample
-from bitsplit.methods.base import Inputs
 from bitsplit.methods.statistics import InputSample, Statistics
+from bitsplit.methods.tasks import Inputs
 from bitsplit.network.layers import LayerKind, kind_of
 from bitsplit.quantizers import ActivationQuantizer, Grid, set_weight
 

@@ -6,10 +6,10 @@ from typing import ClassVar
 
 from pydantic import Field
 
-from bitsplit.methods.base import Granularity, Piece, Samples
 from bitsplit.methods.clock import Clock
 from bitsplit.methods.reconstruction import Reconstruction
 from bitsplit.methods.registry import register
+from bitsplit.methods.tasks import Granularity, Piece, Samples
 
 
 @register

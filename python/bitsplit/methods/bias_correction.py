@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from bitsplit.methods.base import LayerTask, Method
+from bitsplit.methods.base import Method
 from bitsplit.methods.registry import register
+from bitsplit.methods.tasks import LayerTask
 
 
 @register

@@ -16,11 +16,12 @@ from pydantic import Field, PositiveFloat, model_validator
 from torch import Tensor
 
 from bitsplit.methods.activations import MseActivations
-from bitsplit.methods.base import AnyActivationMethod, LayerTask, Run, WeightMethod
+from bitsplit.methods.base import AnyActivationMethod, WeightMethod
 from bitsplit.methods.norms import ReestimateNorms
 from bitsplit.methods.ranges import store_levels
 from bitsplit.methods.registry import register
 from bitsplit.methods.statistics import refitted_bias
+from bitsplit.methods.tasks import LayerTask, Run
 from bitsplit.methods.wide import WIDEST, fit_in_parts, part_width, start_scales
 from bitsplit.network import LayerKind
 from bitsplit.ops.levels import level_choices

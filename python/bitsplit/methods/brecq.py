@@ -6,11 +6,11 @@ from typing import ClassVar
 
 from pydantic import Field
 
-from bitsplit.methods.base import Granularity, Piece, Samples
 from bitsplit.methods.clock import Clock
 from bitsplit.methods.learning import LearnedSteps
 from bitsplit.methods.reconstruction import RANGES_TO_LEARN, AnyWeightMethod, Reconstruction
 from bitsplit.methods.registry import register
+from bitsplit.methods.tasks import Granularity, Piece, Samples
 
 
 @register

@@ -12,8 +12,9 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from bitsplit.methods.base import Method, Run
+from bitsplit.methods.base import Method
 from bitsplit.methods.registry import register
+from bitsplit.methods.tasks import Run
 from bitsplit.network import kind_of
 from bitsplit.network.pairs import LayerPair, homogeneous_pairs
 

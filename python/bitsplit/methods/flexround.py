@@ -16,12 +16,12 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from bitsplit.methods.base import Granularity, LayerTask, Piece, Samples
 from bitsplit.methods.clock import Clock
 from bitsplit.methods.learning import Adam
 from bitsplit.methods.reconstruction import Reconstruction
 from bitsplit.methods.registry import register
 from bitsplit.methods.straight_through import RoundedWeight
+from bitsplit.methods.tasks import Granularity, LayerTask, Piece, Samples
 
 KEPT = 0.499  # of a step: what is no farther from a level is rounded to it
 

@@ -11,8 +11,9 @@ from typing import Protocol, TypeVar
 import torch
 from torch import Tensor, nn
 
-from bitsplit.methods.base import LayerTask, Method
+from bitsplit.methods.base import Method
 from bitsplit.methods.clock import Clock
+from bitsplit.methods.tasks import LayerTask
 from bitsplit.ops.heap import kept_memory
 from bitsplit.ops.precision import Precision, computing_in
 from bitsplit.ops.steps import learned_quantize

@@ -5,9 +5,10 @@ from __future__ import annotations
 import torch
 
 from bitsplit.methods.activations import MinMaxActivations
-from bitsplit.methods.base import AnyActivationMethod, LayerTask, WeightMethod
+from bitsplit.methods.base import AnyActivationMethod, WeightMethod
 from bitsplit.methods.ranges import store_nearest
 from bitsplit.methods.registry import register
+from bitsplit.methods.tasks import LayerTask
 from bitsplit.ops.ranges import grid_of_range
 
 

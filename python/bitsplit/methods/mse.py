@@ -5,9 +5,10 @@ from __future__ import annotations
 from pydantic import Field
 
 from bitsplit.methods.activations import MseActivations
-from bitsplit.methods.base import AnyActivationMethod, LayerTask, WeightMethod
+from bitsplit.methods.base import AnyActivationMethod, WeightMethod
 from bitsplit.methods.ranges import best_range, store_nearest
 from bitsplit.methods.registry import register
+from bitsplit.methods.tasks import LayerTask
 from bitsplit.ops.ranges import channel_range
 
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from bitsplit.methods.activations import MinMaxActivations
-from bitsplit.methods.base import AnyActivationMethod, LayerTask, WeightMethod
+from bitsplit.methods.base import AnyActivationMethod, WeightMethod
 from bitsplit.methods.ranges import nearest_levels, store_levels
 from bitsplit.methods.registry import register
+from bitsplit.methods.tasks import LayerTask
 from bitsplit.ops.levels import level_choices
 from bitsplit.ops.split import fwa
 

@@ -17,8 +17,9 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from bitsplit.methods.base import Method, Run
+from bitsplit.methods.base import Method
 from bitsplit.methods.registry import register
+from bitsplit.methods.tasks import Run
 from bitsplit.network import FoldedNorm, kind_of
 from bitsplit.quantizers import refresh_weight
 

@@ -15,11 +15,11 @@ from pydantic import Field
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from bitsplit.methods.base import Granularity, Piece, Sample, Samples
 from bitsplit.methods.clock import Clock
 from bitsplit.methods.learning import LearnedSteps
 from bitsplit.methods.reconstruction import RANGES_TO_LEARN, AnyWeightMethod, Reconstruction, seed_of
 from bitsplit.methods.registry import register
+from bitsplit.methods.tasks import Granularity, Piece, Sample, Samples
 from bitsplit.ops.steps import mix
 
 MakeInputs = Callable[[Sample], tuple[tuple, dict[str, Any]]]

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from bitsplit.methods.base import LayerTask
+from bitsplit.methods.tasks import LayerTask
 from bitsplit.ops.ranges import SearchResult, lp_search, power_of_two_search
 from bitsplit.quantizers import Grid
 from bitsplit.quantizers.powers import power_by_distance

@@ -21,13 +21,13 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from bitsplit.methods.base import LayerTask, Piece, Samples
 from bitsplit.methods.clock import Clock
 from bitsplit.methods.learning import Adam
 from bitsplit.methods.qdrop import QDrop
 from bitsplit.methods.registry import register
 from bitsplit.methods.soft_rounding import were_chosen
 from bitsplit.methods.straight_through import RoundedWeight
+from bitsplit.methods.tasks import LayerTask, Piece, Samples
 from bitsplit.network import FoldedNorm
 from bitsplit.ops.ranges import channel_range, lp_search
 from bitsplit.ops.rounding import STRETCH, inverse_soft_bit, rounding_schedule, soft_bit

@@ -6,7 +6,6 @@ The base of the methods that do so.  What is learned, and from which loss, is th
 from __future__ import annotations
 
 import math
-import warnings
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -18,42 +17,27 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from bitsplit.methods.activations import MseActivations
-from bitsplit.methods.base import (
-    ActivationMethod,
-    LayerTask,
-    Method,
-    Outcome,
-    Piece,
-    Sample,
-    Samples,
-    WeightLevels,
-    WeightMethod,
-)
+from bitsplit.methods.base import ActivationMethod, Method, WeightLevels, WeightMethod
 from bitsplit.methods.clock import Clock
 from bitsplit.methods.learning import (
     LearnedBiases,
     Variables,
     WeightVariables,
-    fitted,
     learning,
-    set_fitted,
-    slower,
 )
 from bitsplit.methods.mse import Mse
+from bitsplit.methods.outcome import Diverged, learned
 from bitsplit.methods.recorded import Recorded
 from bitsplit.methods.soft_rounding import SoftRounding
+from bitsplit.methods.tasks import LayerTask, Outcome, Piece, Sample, Samples
 from bitsplit.network.layers import LayerKind
 from bitsplit.ops.loss import reconstruction_loss
-from bitsplit.ops.precision import Precision, chosen_precision, computing_in, forward_in
+from bitsplit.ops.precision import Precision, chosen_precision, forward_in
 from bitsplit.ops.rounding import rounding_schedule
 
 RANGES = Mse(p=2.4, levels="affine", activations=MseActivations(p=2.4))
 # Steps that are learned will read what learned pieces give, which is closer to the float network.
 RANGES_TO_LEARN = RANGES.model_copy(update={"activations": MseActivations(p=2.4, inputs="float")})
-COMPARED = 512  # rows, at most, on which what was learned is compared with the start
-AT_ONCE = 64
-COLLAPSE = 1.5  # so many times the error of the start is no result,
-NEGLIGIBLE = 1e-3  # unless it is hardly any error at all
 LOOKED_AT = 50
 
 
@@ -113,31 +97,7 @@ class Reconstruction(Method):
         if not piece.quantizers and all(layer.weight_grid is None for layer in piece.layers):
             return None
         with piece.samples(float_inputs=self.mixes_inputs, fisher=self.loss == "fisher") as samples:
-            return self._best(piece, samples)
-
-    def _best(self, piece: Piece, samples: Samples) -> Outcome:
-        """Learn; once again, more carefully, when that collapses; never end behind the start."""
-        before, start = relative_error(piece, samples), fitted(piece.layers)
-        after, undecided = self._attempt(piece, samples)
-        remarks = []
-        if not after <= max(COLLAPSE * before, NEGLIGIBLE):
-            remarks.append(f"collapsed ({before:.2%} -> {after:.2%}), learned again at lower rates")
-            warnings.warn(f"{piece.name}: {self.name} {remarks[0]}", stacklevel=2)
-            set_fitted(piece.layers, start)
-            after, undecided = slower(self)._attempt(piece, samples)
-        if not after <= before:
-            remarks.append("no gain, kept its start")
-            set_fitted(piece.layers, start)
-            after, undecided = relative_error(piece, samples), 0.0
-        return Outcome(before, after, undecided, "; ".join(remarks))
-
-    def _attempt(self, piece: Piece, samples: Samples) -> tuple[float, float]:
-        """Learn; the piece's error then, infinite when learning diverged, and the share left undecided."""
-        try:
-            undecided = self.reconstruct(piece, samples)
-        except Diverged:
-            return math.inf, 0.0
-        return relative_error(piece, samples), undecided
+            return learned(self, piece, samples)
 
     @property
     def kept_rows(self) -> tuple[int, int]:
@@ -243,10 +203,6 @@ class Reconstruction(Method):
                 raise Diverged
 
 
-class Diverged(ArithmeticError):
-    """The loss is not a number any more."""
-
-
 def seed_of(piece: Piece) -> int:
     """A seed of its own for every piece."""
     return zlib.crc32(repr((piece.seed, piece.name)).encode())
@@ -267,19 +223,3 @@ def comparable(output: Tensor, target: Tensor) -> Tensor:
     """The output in a dtype that the loss takes beside the target's."""
     is_half = output.dtype in (torch.bfloat16, torch.float16) and target.dtype == torch.float32
     return output if is_half else output.to(target.dtype)
-
-
-@torch.no_grad()
-def relative_error(piece: Piece, samples: Samples) -> float:
-    """Of the piece's output as it is, squared, over the energy of the target; up to ``COMPARED`` rows."""
-    error = energy = torch.zeros((), dtype=torch.float64)
-    rows = 0
-    for sample in samples.all(AT_ONCE):
-        with computing_in("fp32", piece.device):
-            output = piece.run(sample.args, sample.kwargs)
-        error = error + reconstruction_loss(output, sample.target, sample.weight).loss
-        energy = energy + reconstruction_loss(torch.zeros_like(output), sample.target, sample.weight).loss
-        rows += len(output)
-        if rows >= COMPARED:
-            break
-    return float(error / energy) if energy > 0 else float(error)

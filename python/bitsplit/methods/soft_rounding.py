@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from bitsplit.methods.base import LayerTask
 from bitsplit.methods.clock import Clock
 from bitsplit.methods.learning import LearnedScales, gradient_of
+from bitsplit.methods.tasks import LayerTask
 from bitsplit.ops.rounding import inverse_soft_bit, rounding_step, soft_bit
 from bitsplit.quantizers import set_weight
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from bitsplit.methods.base import LayerTask
 from bitsplit.methods.learning import gradient_of
+from bitsplit.methods.tasks import LayerTask
 from bitsplit.quantizers import set_weight
 
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from bitsplit.device import device_of
-from bitsplit.methods.base import LayerTask, Method, Run
+from bitsplit.methods.base import Method
 from bitsplit.methods.clock import Clock
 from bitsplit.methods.learning import (
     LearnedBiases,
@@ -34,6 +34,7 @@ from bitsplit.methods.learning import (
 )
 from bitsplit.methods.registry import register
 from bitsplit.methods.soft_rounding import SoftRounding
+from bitsplit.methods.tasks import LayerTask, Run
 from bitsplit.ops.loss import class_divergence
 from bitsplit.ops.precision import Precision, computing_in, forward_in
 from bitsplit.ops.rounding import rounding_schedule

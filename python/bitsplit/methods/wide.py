@@ -12,9 +12,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from bitsplit.methods.base import LayerTask
 from bitsplit.methods.ranges import store_levels
 from bitsplit.methods.statistics import Statistics, refitted_bias
+from bitsplit.methods.tasks import LayerTask
 from bitsplit.ops.levels import levels_of
 from bitsplit.ops.split import feedback, feedback_factor, fwa, response_target
 from bitsplit.quantizers import Grid
