@@ -29,18 +29,21 @@ from bitsplit.plan import Plan
 from bitsplit.quantizers import codes, scales
 from bitsplit.recipe import Recipe
 from bitsplit.report import QuantizationReport, summary
+from bitsplit.widths import Budget, MixedPlan, Sensitivities, mixed, sensitivities
 
 __all__ = [
     "AdaRound",
     "BiasCorrection",
     "BitSplit",
     "BitsplitError",
+    "Budget",
     "Brecq",
     "Equalize",
     "FlexRound",
     "Global",
     "IntegerNetwork",
     "MinMax",
+    "MixedPlan",
     "Mse",
     "Nearest",
     "Plan",
@@ -49,15 +52,18 @@ __all__ = [
     "Rapq",
     "Recipe",
     "ReestimateNorms",
+    "Sensitivities",
     "__version__",
     "agreement",
     "build_info",
     "codes",
     "evaluate",
     "load",
+    "mixed",
     "plan",
     "quantize",
     "save",
     "scales",
+    "sensitivities",
     "summary",
 ]

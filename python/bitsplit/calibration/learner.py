@@ -62,6 +62,7 @@ class Learner:
         tasks = [EngineLayerTask(engine, engine.network.layers[name]) for name in layers]
         piece = EnginePiece(engine, parts, calls, tasks)
         modules = {task.name: task.module for task in tasks}
+        engine.student_replay.unsettle()
         for number, method in enumerate(engine.methods):
             if method.granularity == granularity:
                 engine.once(f"{piece.name} learned {number}", modules, partial(learn, method, piece))

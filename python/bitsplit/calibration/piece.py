@@ -47,6 +47,7 @@ class EnginePiece:
         self.module = self._joined(engine.student)
         self.device = device_of(self.module)
         self._twin = self._joined(engine.teacher)
+        self._wanted: dict[int, Any] = {}  # what the float network gives for a batch
 
     def _joined(self, model: nn.Module) -> nn.Module:
         modules = [model.get_submodule(part) for part in self._parts]
@@ -77,6 +78,15 @@ class EnginePiece:
     def run(self, args: tuple, kwargs: dict[str, Any]) -> Tensor:
         """The piece's output, the student as it is."""
         return self.module(*args, **kwargs)
+
+    def responses(self) -> Iterator[tuple[Any, Any]]:
+        """What both networks give for every batch, the student with the piece as it is now."""
+        engine = self._engine
+        with self._skipping(engine.student_replay), self._skipping(engine.teacher_replay):
+            for index, batch in enumerate(engine.batches()):
+                if index not in self._wanted:
+                    self._wanted[index] = engine.teacher_replay.run(index, batch)
+                yield engine.student_replay.run(index, batch), self._wanted[index]
 
     def iterations(self, count: int) -> Iterator[int]:
         """0, 1, ... count - 1, with progress."""

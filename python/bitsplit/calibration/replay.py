@@ -67,6 +67,10 @@ class Replay:
         """``layer``, inside of the unit at work, does not change any more."""
         self._settled.add(layer)
 
+    def unsettle(self) -> None:
+        """The layers inside of the unit at work will change after all."""
+        self._settled.clear()
+
     def run(self, index: int, batch: Any) -> Any:
         """Batch number ``index`` through the model; ``None`` when a hook ended it with ``Stop``."""
         self._calls.clear()

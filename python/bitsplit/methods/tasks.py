@@ -97,13 +97,14 @@ class Outcome(NamedTuple):
 
     before, after: its loss with what it started from, and now, in units of the float outputs' energy.
     undecided: the share of its weights that rounding had not decided when it ended.
-    remark: what was unusual, or ''.
+    remark: what was unusual, or ''.  figures: what else has been measured, by name.
     """
 
     before: float
     after: float
     undecided: float
     remark: str = ""
+    figures: dict[str, float] = {}  # noqa: RUF012 - nobody changes it
 
 
 class Piece(Protocol):
@@ -119,6 +120,12 @@ class Piece(Protocol):
 
     def run(self, args: tuple, kwargs: dict[str, Any]) -> Tensor:
         """The output of the piece as it is."""
+
+    def responses(self) -> Iterator[tuple[Any, Any]]:
+        """What the whole network gives for every batch with the piece as it is now, and what in float.
+
+        What comes later is float as long as it has not been fitted.
+        """
 
     def samples(self, *, float_inputs: bool = False, fisher: bool = False) -> AbstractContextManager[Samples]:
         """All samples; with ``float_inputs``, and with ``weight``, when asked for."""

@@ -34,6 +34,11 @@ class Grid:
         """All ``2**bits`` levels from zero; with a zero point they also cover signed ranges."""
         return cls(bits, 0, 2**bits - 1, power_of_two)
 
+    def at(self, bits: int) -> Grid:
+        """The same kind of levels, ``bits`` wide."""
+        make = Grid.symmetric if self.is_signed else Grid.unsigned
+        return make(bits, self.power_of_two)
+
     @property
     def is_signed(self) -> bool:
         return self.low < 0

@@ -42,6 +42,7 @@ class PieceResult(Document):
         before, after: the loss of the piece relative to the energy of its float output.
         undecided: the share of its weights that rounding had not decided when learning ended.
         remark: what was unusual, or an empty text.
+        figures: what else has been measured, by name.
         seconds: time spent on it.
     """
 
@@ -51,6 +52,7 @@ class PieceResult(Document):
     after: float
     undecided: float
     remark: str
+    figures: dict[str, float] = Field(default_factory=dict)
     seconds: float = Field(ge=0)
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from bitsplit.errors import RecipeError
-from bitsplit.mixed import Question, exact, genetic
+from bitsplit.widths import Question, exact, genetic
 
 TABLE = np.array([[3.0, 1.0, 0.0], [5.0, 2.5, 0.0]])
 COSTS = np.array([[2.0, 3.0, 4.0], [2.0, 3.0, 4.0]])

@@ -13,6 +13,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from scipy.optimize import Bounds, LinearConstraint, milp
@@ -23,6 +24,7 @@ from bitsplit.errors import RecipeError
 POPULATION, GENERATIONS, MUTATION = 50, 100, 0.1  # the paper's
 PARENTS = 10  # of a generation, the best so many
 MOST_ATTEMPTS = 100  # to get a child within the budget
+ROUNDING = 1e-12
 SLACK = 1e-6  # of the budget: how far the solver may be beyond it
 
 
@@ -42,10 +44,19 @@ class Question:
         if not (np.isfinite(self.losses).all() and np.isfinite(self.costs).all() and (self.costs >= 0).all()):
             raise ValueError("losses must be finite, costs finite and not negative")
         least = self.costs.min(1).sum()
-        if least > self.budget:
+        if not self.allows(least):
             raise RecipeError(
                 f"a budget of {self.budget:g} cannot be met: the least that widths can cost is {least:g}"
             )
+
+    @classmethod
+    def of(cls, losses: Any, costs: Any, budget: float, pairs: Mapping[tuple[int, int], float]) -> Question:
+        """From nested lists."""
+        return cls(np.array(losses, float), np.array(costs, float), budget, pairs)
+
+    def allows(self, cost: float) -> bool:
+        """Whether it is within the budget, but for rounding."""
+        return cost <= self.budget * (1 + ROUNDING)
 
     def answer(self, widths: Sequence[int], bound: float = -np.inf) -> Answer:
         """What choosing these widths means."""
@@ -93,7 +104,7 @@ def exact(question: Question) -> Answer:
             raise RuntimeError(f"the integer program was not solved: {found.message}")
         chosen = found.x[: layers * widths].reshape(layers, widths).argmax(1)
         answer = question.answer(chosen, found.mip_dual_bound * unit)
-        if answer.cost <= question.budget:
+        if question.allows(answer.cost):
             return answer
         allowed -= SLACK * question.budget  # the solver used its tolerance
 
@@ -139,7 +150,7 @@ def genetic(question: Question, seed: int = 0) -> Answer:
     def within(make) -> np.ndarray:
         for _ in range(MOST_ATTEMPTS):
             child = make()
-            if question.costs[np.arange(layers), child].sum() <= question.budget:
+            if question.allows(question.costs[np.arange(layers), child].sum()):
                 return child
         return cheapest
 
