@@ -66,7 +66,7 @@ def sensitivities(
         candidates=_candidates(plan),
         images=images,
     )
-    fingerprint = run_fingerprint(teacher, batches, recipe, step) | {"tried": tried, "images": images}
+    fingerprint = run_fingerprint(teacher, batches, recipe, step) | {"tried": list(tried), "images": images}
     engine = Engine(
         network, teacher, plan, [trial], batches, forward,
         seed=recipe.seed, memory=free_memory() // 4 if memory is None else memory,

@@ -1,0 +1,225 @@
+"""Mixed precision: what widths of layers cost the network, budgets, and the plan that comes of both."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+from pathlib import Path
+
+import pytest
+import torch
+from residual_net import Residual, same
+from torch import Tensor, nn
+
+import bitsplit
+from bitsplit.data import as_batches
+from bitsplit.errors import CheckpointError, RecipeError
+from bitsplit.methods.whole import divergence
+from bitsplit.preparing import call_model, observed_copy
+from bitsplit.widths import trial
+
+WIDTHS = (2, 4, 8)
+NAMES = ["stem", "first.one", "first.two", "second.one", "second.two", "fc"]
+CHAIN = ["mse", bitsplit.Brecq(iterations=60, rate=0.1, step_iterations=5)]
+
+
+@pytest.fixture
+def images() -> Tensor:
+    return torch.randn(24, 3, 8, 8)
+
+
+@pytest.fixture
+def model() -> nn.Module:
+    return Residual().eval()
+
+
+@pytest.fixture
+def found(model: nn.Module, images: Tensor) -> bitsplit.Sensitivities:
+    return bitsplit.sensitivities(model, images, "minmax", policy="all", widths=WIDTHS, batch_size=16)
+
+
+@torch.no_grad()
+def test_every_loss_is_what_the_network_loses(model, images, found):
+    """Weights by range do not depend on data: so all can be put together by hand."""
+    _, folded = observed_copy(model, as_batches(images, 16), call_model, None)
+    rounded = {
+        bits: bitsplit.quantize(model, images, "minmax", weights=bits, policy="all") for bits in WIDTHS
+    }
+
+    def loss(widths: dict[str, int]) -> float:
+        changed = copy.deepcopy(folded)
+        for name, bits in widths.items():
+            changed.get_submodule(name).weight.copy_(rounded[bits].get_submodule(name).weight)
+        return float(divergence(changed(images), folded(images)))
+
+    done: list[str] = []
+    for row in found.layers:
+        unit = [other.layer.name for other in found.layers if other.layer.unit == row.layer.unit]
+        before = [name for name in done if name not in unit]
+        base = dict.fromkeys(before + unit, 8)
+        for bits in WIDTHS:
+            expected = loss(base | {row.layer.name: bits}) - loss(base)
+            assert row.losses[bits] == pytest.approx(expected, rel=1e-3, abs=1e-7)
+        done.append(row.layer.name)
+    assert done == NAMES and len(found.pairs) == 2
+    for pair in found.pairs:
+        unit = [row.layer.name for row in found.layers if row.layer.name in (pair.first, pair.second)]
+        base = dict.fromkeys(done[: done.index(unit[1]) + 1], 8)
+        losses = [loss(base | dict.fromkeys(some, 2)) - loss(base) for some in (unit, unit[:1], unit[1:])]
+        assert pair.loss == pytest.approx(losses[0] - losses[1] - losses[2], rel=1e-3, abs=1e-7)
+
+
+@pytest.mark.parametrize("activations", [None, 4])
+@pytest.mark.parametrize("method", ["mse", "bitsplit", bitsplit.BitSplit(levels="affine")])
+def test_the_last_layer_is_fitted_as_quantize_fits_it(model, images, method, activations):
+    options = {"policy": "all", "activations": activations, "batch_size": 16}
+    row = bitsplit.sensitivities(model, images, method, widths=WIDTHS, **options).layers[-1]
+    wide = bitsplit.quantize(model, images, method, weights=8, **options)
+    for bits in WIDTHS[:-1]:
+        override = {row.layer.name: {"weights": bits}}
+        changed = bitsplit.quantize(model, images, method, weights=8, layers=override, **options)
+        with torch.no_grad():
+            losses = [float(divergence(one(images), model(images))) for one in (changed, wide)]
+        assert row.losses[bits] == pytest.approx(losses[0] - losses[1], rel=1e-3, abs=1e-6)
+
+
+def test_methods_that_learn_learn_at_every_width(model, images):
+    options = {"policy": "all", "activations": 4, "widths": WIDTHS}
+    learned = bitsplit.sensitivities(model, images, CHAIN, **options)
+    fitted = bitsplit.sensitivities(model, images, CHAIN[0], **options)
+    for bits in (2, 4):
+        losses = [[row.losses[bits] for row in some.layers] for some in (learned, fitted)]
+        assert sum(a != b for a, b in zip(*losses, strict=True)) >= 4  # the others kept their start
+
+
+def test_a_stopped_run_goes_on(model, images, found, tmp_path, monkeypatch):
+    options = {"policy": "all", "widths": WIDTHS, "batch_size": 16, "checkpoint": tmp_path}
+    asked = itertools.count()
+    real = trial.divergence
+
+    def counted(*args) -> Tensor:
+        if next(asked) == 12:
+            raise KeyboardInterrupt
+        return real(*args)
+
+    monkeypatch.setattr(trial, "divergence", counted)
+    with pytest.raises(KeyboardInterrupt):
+        bitsplit.sensitivities(model, images, "minmax", **options)
+    assert bitsplit.sensitivities(model, images, "minmax", **options) == found
+    before = next(asked)
+    assert bitsplit.sensitivities(model, images, "minmax", **options) == found
+    assert next(asked) == before + 1
+    with pytest.raises(CheckpointError, match="tried: saved"):
+        bitsplit.sensitivities(model, images, "minmax", **options | {"widths": (2, 8)})
+
+
+def test_bytes_are_those_of_the_plan(model, images, found):
+    for bits in (2, 4, 8):
+        everywhere = bitsplit.plan(model, images, "minmax", weights=bits, policy="all").quantized_bytes
+        chosen = found.choose(bytes=everywhere)
+        plan = bitsplit.plan(model, images, chosen.recipe)
+        assert plan.quantized_bytes == chosen.cost + found.other_bytes <= everywhere
+        assert {row.name: row.weights for row in plan.layers} == chosen.widths
+        assert chosen.loss <= found.uniform(bits).loss
+        assert found.choose(bits=bits).widths == chosen.widths
+        assert found.uniform(bits).widths == dict.fromkeys(chosen.widths, bits)
+
+
+def test_bit_operations(model, images):
+    found = bitsplit.sensitivities(model, images, "minmax", activations=4, widths=WIDTHS)
+    # the papers' rule: stem and classifier have 8 bits, the stem's input is float, the classifier's has 8
+    assert [row.layer.name for row in found.layers] == NAMES[1:-1]
+    stem, fc = 3 * 8 * 9 * 64, 8 * 5
+    block = 8 * 8 * 9 * 64
+    assert found.other_operations == stem * 8 * 32 + fc * 8 * 8
+    chosen = found.choose(operations=found.other_operations + 4 * block * 4 * 4)
+    assert chosen.cost <= chosen.limit == 4 * block * 16
+    assert chosen.cost == sum(block * bits * 4 for bits in chosen.widths.values())
+    with pytest.raises(RecipeError, match="what has no choice takes"):
+        found.choose(operations=stem)
+
+
+def test_milliseconds_from_a_table(found, tmp_path: Path):
+    names = [row.layer.name for row in found.layers]
+    table = tmp_path / "times.csv"
+    lines = [f"{name},{bits},{bits * (index + 1)}" for index, name in enumerate(names) for bits in WIDTHS]
+    table.write_text("\n".join(["layer,width,milliseconds", *lines, ""]))
+    chosen = found.choose(milliseconds=80, times=table)
+    assert chosen.cost == sum(chosen.widths[name] * (i + 1) for i, name in enumerate(names)) <= 80
+    table.write_text("\n".join(["layer,width,milliseconds", *lines[1:], ""]))
+    with pytest.raises(RecipeError, match=f"has no time for {names[0]} at 2 bits"):
+        found.choose(milliseconds=80, times=table)
+    table.write_text("layer,width,milliseconds\nstem,two,3\n")
+    with pytest.raises(RecipeError, match=r"times.csv, line 2: needs layer, width, milliseconds"):
+        found.choose(milliseconds=80, times=table)
+    with pytest.raises(RecipeError, match="cannot read"):
+        found.choose(milliseconds=80, times=tmp_path / "none.csv")
+
+
+def test_one_call(model, images, found, tmp_path: Path):
+    options = {"policy": "all", "widths": WIDTHS, "batch_size": 16}
+    chosen = bitsplit.mixed(model, images, "minmax", bits=3.5, **options)
+    assert chosen == found.choose(bits=3.5)
+    counts = {row.layer.name: row.layer.count for row in found.layers}
+    mean = sum(counts[name] * bits for name, bits in chosen.widths.items()) / sum(counts.values())
+    assert mean == pytest.approx(chosen.cost) and mean <= 3.5
+    chosen.to_yaml(tmp_path / "mixed.yaml")
+    again = bitsplit.MixedPlan.from_yaml(tmp_path / "mixed.yaml")
+    assert again == chosen
+    quantized = bitsplit.quantize(model, images, again.recipe, batch_size=16)
+    assert {name: codes.bits for name, codes in bitsplit.codes(quantized).items()} == chosen.widths
+    beside = bitsplit.quantize(
+        model, images, "minmax", weights=8, layers=again.layers, policy="all", batch_size=16
+    )
+    assert same(quantized, beside)
+
+
+def test_the_exact_choice_is_never_worse(found):
+    for bits in (2, 2.5, 3, 4, 6):
+        best, searched = (found.choose(bits=bits, solver=name) for name in ("exact", "genetic"))
+        assert best.loss <= searched.loss + 1e-12
+        assert best.bound <= best.loss + 1e-9 and searched.bound is None
+        assert searched.cost <= bits + 1e-9
+
+
+def test_sensitivities_are_files(found, tmp_path: Path):
+    found.to_json(tmp_path / "found.json")
+    assert bitsplit.Sensitivities.from_json(tmp_path / "found.json") == found
+    assert bitsplit.Sensitivities.from_yaml(found.to_yaml()) == found
+
+
+def test_what_a_policy_or_an_override_fixes_is_not_tried(model, images):
+    found = bitsplit.sensitivities(model, images, "minmax", widths=WIDTHS, layers={"first.*": {"weights": 4}})
+    assert [row.layer.name for row in found.layers] == ["second.one", "second.two"]
+    plan = bitsplit.plan(model, images, found.choose(bits=2).recipe)
+    assert [row.weights for row in plan.layers] == [8, 4, 4, 2, 2, 8]
+    with pytest.raises(RecipeError, match="no layer has a choice"):
+        bitsplit.sensitivities(model, images, "minmax", layers={"*": {"weights": 4}})
+
+
+@pytest.mark.parametrize(
+    ("limits", "message"),
+    [
+        ({}, "a budget is one of bits, bytes, operations, milliseconds, got none"),
+        ({"bits": 3, "bytes": 5}, "got bits and bytes"),
+        ({"milliseconds": 3}, "belong together"),
+        ({"bits": 3, "times": "a.csv"}, "belong together"),
+        ({"bits": -1}, "greater than 0"),
+        ({"bits": 1.5}, "a budget of .* cannot be met"),
+        ({"bytes": 10}, "a budget of 10 bytes cannot be met: what has no choice takes"),
+        ({"size": 10}, "unknown field 'size'"),
+    ],
+)
+def test_budgets_that_are_none(found, limits, message):
+    with pytest.raises((RecipeError, ValueError), match=message):
+        found.choose(**limits)
+
+
+def test_mistakes(model, images, found):
+    with pytest.raises(RecipeError, match="solver is one of exact, genetic, got 'best'"):
+        found.choose(bits=3, solver="best")
+    with pytest.raises(RecipeError, match="3 bits were not tried; 2, 4, 8 were"):
+        found.uniform(3)
+    for widths in ([4], [1, 4], [4, 9], [2.5, 4]):
+        with pytest.raises(RecipeError, match="widths must be two or more numbers from 2 to 8"):
+            bitsplit.sensitivities(model, images, "minmax", widths=widths)
