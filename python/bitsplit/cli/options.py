@@ -11,10 +11,12 @@ import torch
 import typer
 import yaml
 from rich.console import Console
+from torch import nn
 
-from bitsplit.data import ImageFolder, JpegArchive, Preprocessing
+from bitsplit.data import ImageFolder, JpegArchive, Preprocessing, Sample, sample
 from bitsplit.device import checked_device
-from bitsplit.errors import BitsplitError, RecipeError
+from bitsplit.errors import ArtifactError, BitsplitError, RecipeError
+from bitsplit.models.load import preprocessing_of
 from bitsplit.recipe import Recipe
 
 ModelOption = Annotated[
@@ -82,6 +84,20 @@ RecipeOption = Annotated[
     typer.Option(
         "--recipe", metavar="FILE", help="YAML or JSON, instead of bits, method, policy, layer and seed."
     ),
+]
+PhotosOption = Annotated[
+    Path, typer.Option("--data", help="Calibration photos: a folder, labels not needed; or .npz.")
+]
+IMAGES = 1024
+ImagesOption = Annotated[
+    int | None,
+    typer.Option(
+        "--images", min=1, help="How many photos to draw.", show_default=f"{IMAGES}, or all if fewer"
+    ),
+]
+CheckpointOption = Annotated[
+    Path | None,
+    typer.Option("--checkpoint", metavar="FOLDER", help="Keeps finished layers, to go on after a stop."),
 ]
 PreprocessingOption = Annotated[
     str | None,
@@ -192,6 +208,23 @@ def open_images(
         return JpegArchive(path, preprocessing)
     except (OSError, ValueError) as error:
         raise BitsplitError(f"cannot read {path}: {error}") from error
+
+
+def draw_photos(
+    model: str, network: nn.Module, data: Path, preprocessing: str | None, images: int | None, seed: int
+) -> Sample:
+    """Calibration photos, shaped as the model's library asks for."""
+    shaping = preprocessing_with(preprocessing_of(model, network), preprocessing)
+    photos = open_images(data, shaping, labels=None)
+    return sample(photos, min(IMAGES, len(photos)) if images is None else images, seed)
+
+
+def check_target(path: Path) -> None:
+    """Tell that a file cannot be written before hours of work go into it."""
+    if not path.parent.is_dir():
+        raise ArtifactError(f"cannot save to {path}: there is no folder {path.parent}")
+    if path.is_dir():
+        raise ArtifactError(f"cannot save to {path}: it is a folder; name a file")
 
 
 def device_of(name: str | None) -> torch.device:

@@ -11,18 +11,13 @@ from torch import nn
 
 import bitsplit
 from bitsplit.cli import options
-from bitsplit.data import Sample, sample
-from bitsplit.errors import ArtifactError
-from bitsplit.models.load import load_model, preprocessing_of
-
-IMAGES = 1024
+from bitsplit.data import Sample
+from bitsplit.models.load import load_model
 
 
 def quantize(
     model: options.ModelOption,
-    data: Annotated[
-        Path, typer.Option("--data", help="Calibration photos: a folder, labels not needed; or .npz.")
-    ],
+    data: options.PhotosOption,
     save: Annotated[Path, typer.Option("--save", metavar="FILE", help="Where the quantized network goes.")],
     weights: options.WeightsOption = None,
     bits: options.BitsOption = None,
@@ -33,35 +28,22 @@ def quantize(
     layer: options.LayerOption = None,
     seed: options.SeedOption = None,
     recipe: options.RecipeOption = None,
-    images: Annotated[
-        int | None,
-        typer.Option(
-            "--images", min=1, help="How many photos to draw.", show_default=f"{IMAGES}, or all if fewer"
-        ),
-    ] = None,
+    images: options.ImagesOption = None,
     preprocessing: options.PreprocessingOption = None,
     batch_size: options.BatchSizeOption = None,
-    checkpoint: Annotated[
-        Path | None,
-        typer.Option("--checkpoint", metavar="FOLDER", help="Keeps finished layers, to go on after a stop."),
-    ] = None,
+    checkpoint: options.CheckpointOption = None,
     device: options.DeviceOption = None,
 ) -> None:
     """Quantize a network with calibration photos and save it."""
     chosen = options.recipe_of(recipe, bits, method, effort, policy, power_of_two, layer, seed)
-    if not save.parent.is_dir():
-        raise ArtifactError(f"cannot save to {save}: there is no folder {save.parent}")
-    if save.is_dir():
-        raise ArtifactError(f"cannot save to {save}: it is a folder; name a file")
+    options.check_target(save)
     network = load_model(model, weights)
     place = options.device_of(device)
-    shaping = options.preprocessing_with(preprocessing_of(model, network), preprocessing)
-    photos = options.open_images(data, shaping, labels=None)
-    drawn = sample(photos, min(IMAGES, len(photos)) if images is None else images, chosen.seed)
+    drawn = options.draw_photos(model, network, data, preprocessing, images, chosen.seed)
     notes = Console(stderr=True, highlight=False)
     if weights is None and model.startswith(("torchvision:", "timm:")):
         notes.print("note: without --weights the network has random weights")
-    notes.print(f"{len(drawn)} of {len(photos)} photos, on {place}")
+    notes.print(f"{len(drawn)} of {len(drawn) + len(drawn.rest())} photos, on {place}")
     quantized = bitsplit.quantize(
         network, drawn, chosen, device=place, batch_size=batch_size, checkpoint=checkpoint
     )

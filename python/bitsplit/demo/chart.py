@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 from collections.abc import Sequence
 from typing import Any
 
 from bitsplit.demo.results import Result, methods_of
-from bitsplit.errors import BitsplitError
 
 # Okabe and Ito's palette, distinguishable by colour-blind readers, and a marker each.
 _STYLES = {
@@ -18,12 +16,6 @@ _STYLES = {
     "bitsplit": ("#D55E00", "o"),
     "learned": ("#0072B2", "v"),
 }
-
-
-def require_matplotlib() -> None:
-    """Raises ``BitsplitError`` where matplotlib is not installed."""
-    if importlib.util.find_spec("matplotlib") is None:
-        raise BitsplitError("the chart needs matplotlib: pip install 'bitsplit-ptq[plot]'")
 
 
 def draw_chart(results: Sequence[Result], path: str | os.PathLike[str]) -> None:

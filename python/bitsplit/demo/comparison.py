@@ -12,12 +12,13 @@ from torch import Tensor
 
 from bitsplit.api import quantize
 from bitsplit.demo.assets import load_calibration_images, load_test_images, trained_network
-from bitsplit.demo.chart import draw_chart, require_matplotlib
+from bitsplit.demo.chart import draw_chart
 from bitsplit.demo.results import METHODS, Result, Widths, chain_of
 from bitsplit.demo.table import print_table
 from bitsplit.evaluation import evaluate, predict
 from bitsplit.models.cifar import CifarResNet
 from bitsplit.report import summary
+from bitsplit.report.figure import require_matplotlib
 
 WEIGHTS_ONLY = tuple(Widths(bits) for bits in (8, 6, 4, 3, 2))
 WITH_ACTIVATIONS = (Widths(8, 8), Widths(4, 8), Widths(4, 4), Widths(3, 3))

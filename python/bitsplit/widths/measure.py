@@ -19,6 +19,7 @@ from bitsplit.methods.presets import Effort
 from bitsplit.plan import Plan
 from bitsplit.planning import make_plan
 from bitsplit.preparing import EXACTLY, Step, batches_of, call_model, observed_copy, recipe_of
+from bitsplit.recipe import Recipe
 from bitsplit.widths.sensitivities import MixedPlan, PairLoss, Sensitivities, Solver, from_figures
 from bitsplit.widths.trial import WIDEST, Trial, at_width, pair_of
 
@@ -55,7 +56,8 @@ def sensitivities(
     as for ``quantize``; layers whose width a policy or an override fixes keep it.
     """
     tried = _checked(widths)
-    recipe = recipe_of(method, effort, tried[0], activations, policy, power_of_two, layers, seed)
+    smallest = Recipe().weights if isinstance(method, Recipe) else tried[0]  # for which effort chooses
+    recipe = recipe_of(method, effort, smallest, activations, policy, power_of_two, layers, seed)
     recipe = recipe.model_copy(update={"weights": WIDEST})
     batches, forward = batches_of(model, data, batch_size, step, device), step or call_model
     network, teacher = observed_copy(model, batches, forward, device)

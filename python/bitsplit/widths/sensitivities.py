@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any, Literal
 
 from pydantic import Field
@@ -63,6 +64,15 @@ class MixedPlan(Document):
     unit: str
     solver: Solver
 
+    def __str__(self) -> str:
+        counts = Counter(self.widths.values())
+        layers = ", ".join(f"{counts[bits]} of {bits} bits" for bits in sorted(counts))
+        bound = "" if self.bound is None else f", no choice has less than {self.bound:.4g}"
+        return (
+            f"{len(self.widths)} layers: {layers}; {self.cost:,.6g} of {self.limit:,.6g} {self.unit}; "
+            f"expected loss {self.loss:.4g}{bound}"
+        )
+
     @property
     def layers(self) -> dict[str, dict[str, int]]:
         """As the argument ``layers`` of ``quantize``, beside any method."""
@@ -114,6 +124,10 @@ class Sensitivities(Document):
         widths = {row.layer.name: bits for row in self.layers}
         answer = self._question(budget).answer([self.widths.index(bits)] * len(self.layers))
         return self._plan(budget, "exact", widths, answer)
+
+    def bytes_of(self, plan: MixedPlan) -> int:
+        """Size of the whole model with these widths."""
+        return self.other_bytes + sum(row.at(plan.widths[row.layer.name]).weight_bytes for row in self.layers)
 
     def _question(self, budget: Budget) -> Question:
         numbers = {row.layer.name: number for number, row in enumerate(self.layers)}

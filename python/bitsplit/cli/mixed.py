@@ -1,0 +1,105 @@
+"""``bitsplit mixed``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+import bitsplit
+from bitsplit.cli import options
+from bitsplit.errors import BitsplitError
+from bitsplit.models.load import load_model
+from bitsplit.report.figure import require_matplotlib
+from bitsplit.widths import Budget, Sensitivities
+from bitsplit.widths.curve import trade_off
+from bitsplit.widths.measure import WIDTHS
+
+STEPS = 4  # of the curve, to one bit
+
+
+def mixed(
+    model: options.ModelOption,
+    data: options.PhotosOption,
+    save: Annotated[
+        Path, typer.Option("--save", metavar="FILE", help="Where the recipe goes: quantize --recipe FILE.")
+    ],
+    weights: options.WeightsOption = None,
+    average: Annotated[
+        float | None, typer.Option("--average", metavar="BITS", help="Budget: mean bits of the weights.")
+    ] = None,
+    size: Annotated[float | None, typer.Option("--bytes", help="Budget: size of the whole model.")] = None,
+    operations: Annotated[
+        float | None, typer.Option("--operations", help="Budget: bit operations for one image.")
+    ] = None,
+    milliseconds: Annotated[
+        float | None, typer.Option("--milliseconds", help="Budget: time, by the table --times.")
+    ] = None,
+    times: Annotated[
+        Path | None, typer.Option("--times", metavar="FILE", help="CSV: layer, width, milliseconds.")
+    ] = None,
+    activations: Annotated[
+        int | None, typer.Option("--activations", help="Bits of the inputs.", show_default="float")
+    ] = None,
+    widths: Annotated[str, typer.Option("--widths", metavar="LIST", help="Bits to try.")] = ",".join(
+        map(str, WIDTHS)
+    ),
+    method: options.MethodOption = None,
+    effort: options.EffortOption = None,
+    policy: options.PolicyOption = None,
+    power_of_two: options.PowerOfTwoOption = False,
+    layer: options.LayerOption = None,
+    seed: options.SeedOption = None,
+    measured: Annotated[
+        Path | None,
+        typer.Option(
+            "--measured", metavar="FILE", help="Keeps what was measured (JSON); used when it exists."
+        ),
+    ] = None,
+    curve: Annotated[
+        Path | None,
+        typer.Option("--curve", metavar="FILE", help="Expected loss over size: a PNG, and a JSON beside it."),
+    ] = None,
+    images: options.ImagesOption = None,
+    preprocessing: options.PreprocessingOption = None,
+    batch_size: options.BatchSizeOption = None,
+    checkpoint: options.CheckpointOption = None,
+    device: options.DeviceOption = None,
+) -> None:
+    """Choose the width of every layer for a budget, and save it as a recipe."""
+    limits = {"bits": average, "bytes": size, "operations": operations}
+    budget = Budget(**limits, milliseconds=milliseconds, times=times)
+    options.check_target(save)
+    if curve is not None:
+        require_matplotlib()
+    if measured is not None and measured.exists():
+        found = Sensitivities.from_json(measured)
+    else:
+        tried = _widths(widths)
+        bits = f"W{min(tried)}A{activations or 32}"
+        chosen = options.recipe_of(None, bits, method, effort, policy, power_of_two, layer, seed)
+        network = load_model(model, weights)
+        place = options.device_of(device)
+        drawn = options.draw_photos(model, network, data, preprocessing, images, chosen.seed)
+        found = bitsplit.sensitivities(
+            network, drawn, chosen, widths=tried, device=place, batch_size=batch_size,
+            checkpoint=checkpoint,
+        )  # fmt: skip
+        if measured is not None:
+            found.to_json(measured)
+    plan = found.choose(budget)
+    plan.recipe.to_yaml(save)
+    print(f"{plan}; {found.bytes_of(plan) / 1024:,.1f} KiB")
+    if curve is not None:
+        low, high = found.widths[0], found.widths[-1]
+        points = trade_off(found, [low + step / STEPS for step in range(STEPS * (high - low) + 1)])
+        points.draw(curve)
+        points.to_json(curve.with_suffix(".json"))
+
+
+def _widths(text: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise BitsplitError(f"--widths is written like 2,3,4, got {text!r}") from None
