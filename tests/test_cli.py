@@ -59,7 +59,7 @@ SMALL = ("--preprocessing", "{resize: 32, crop: 32}")
 
 def test_help_lists_the_commands(run: Callable[..., str]) -> None:
     assert run("--help") == run()
-    for command in ("quantize", "plan", "evaluate", "demo", "info"):
+    for command in ("quantize", "plan", "mixed", "evaluate", "demo", "info"):
         assert command in run("--help")
         assert "--help" in run(command, "--help")
 
@@ -253,3 +253,30 @@ def test_configs_are_what_the_program_takes(folder: Path, run: Callable[..., str
     plan = yaml.safe_load(run("plan", *NET, "--recipe", str(configs / "bitsplit-w4a8.yaml"), "--yaml"))
     assert plan["recipe"]["activations"] == 8
     assert json.loads(json.dumps(plan)) == plan
+
+
+def test_mixed_widths_become_a_recipe(folder: Path, run: Callable[..., str]) -> None:
+    common = ("mixed", *NET, "--data", "photos", *SMALL, "--method", "minmax", "--policy", "all")
+    budget = ("--widths", "2,4,8", "--measured", "found.json", "--save", "mixed.yaml")
+    text = run(*common, *budget, "--average", "4", "--curve", "curve.png")
+    assert "3 layers: " in text and "of 4 bits a weight; expected loss" in text
+    assert Path("curve.png").read_bytes()[:4] == b"\x89PNG"
+    points = json.loads(Path("curve.json").read_text())["points"]
+    assert [point["kind"] for point in points].count("uniform") == 3
+    recipe, found = Recipe.from_yaml(Path("mixed.yaml")), bitsplit.Sensitivities.from_json("found.json")
+    assert recipe == found.choose(bits=4).recipe
+    run("quantize", *NET, "--data", "photos", *SMALL, "--recipe", "mixed.yaml", "--save", "q.safetensors")
+    quantized = bitsplit.load("q.safetensors", load_model("net.py:net"))
+    assert {name: codes.bits for name, codes in bitsplit.codes(quantized).items()} == found.choose(
+        bits=4
+    ).widths
+    Path("photos").rename("gone")  # what has been measured is enough
+    assert "bytes" in run(*common, *budget, "--bytes", str(found.other_bytes + 400))
+
+
+def test_mistakes_about_mixed_widths(folder: Path, fail: Callable[..., str]) -> None:
+    common = ("mixed", *NET, "--data", "photos", *SMALL, "--save", "mixed.yaml")
+    assert "a budget is one of bits, bytes, operations, milliseconds, got none" in fail(*common)
+    assert "--widths is written like 2,3,4" in fail(*common, "--average", "3", "--widths", "2;3")
+    assert "belong together" in fail(*common, "--milliseconds", "3")
+    assert "no folder" in fail("mixed", *NET, "--data", "photos", "--save", "none/m.yaml", "--average", "3")

@@ -7,6 +7,7 @@ from bitsplit._build_info import build_info
 from bitsplit._version import __version__
 from bitsplit.api import plan, quantize
 from bitsplit.artifact import load, save
+from bitsplit.distillation import Distilled, contact_sheet
 from bitsplit.errors import BitsplitError
 from bitsplit.evaluation import agreement, evaluate
 from bitsplit.integer import IntegerNetwork
@@ -38,6 +39,7 @@ __all__ = [
     "BitsplitError",
     "Budget",
     "Brecq",
+    "Distilled",
     "Equalize",
     "FlexRound",
     "Global",
@@ -57,6 +59,7 @@ __all__ = [
     "agreement",
     "build_info",
     "codes",
+    "contact_sheet",
     "evaluate",
     "load",
     "mixed",

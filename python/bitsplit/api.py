@@ -45,7 +45,8 @@ def quantize(
 ) -> Model:
     """A quantized copy of ``model`` (the same class; ``inplace=True`` changes ``model`` itself).
 
-    data: calibration inputs without labels: Tensor[N, ...], a list of batches, a DataLoader.
+    data: calibration inputs without labels: Tensor[N, ...], a list of batches, a DataLoader; None: images are
+    made from the statistics in the network's batch norms (``bitsplit.Distilled`` has options).
     method: a name, a config, a list of them (a chain), or a whole ``Recipe`` (then bits, policy, layers and
     seed are the recipe's).  effort: without a method the best chain for this time, ``fast`` (default),
     ``normal`` or ``best``.
@@ -60,7 +61,7 @@ def quantize(
     memory: bytes of host memory for features, beyond that they go to disk; default a quarter of what is free.
     """
     recipe = recipe_of(method, effort, weights, activations, policy, power_of_two, layers, seed)
-    batches, forward = batches_of(model, data, batch_size, step, device), step or call_model
+    batches, forward = batches_of(model, data, batch_size, step, device, recipe.seed), step or call_model
     network, teacher = observed_copy(model, batches, forward, device)
     resolved = make_plan(network, recipe)
     saved = (
@@ -103,6 +104,6 @@ def plan(
     inplace, checkpoint and memory decide nothing here: they may stand among the arguments of both.
     """
     recipe = recipe_of(method, effort, weights, activations, policy, power_of_two, layers, seed)
-    batches = batches_of(model, data, batch_size, step, device)
+    batches = batches_of(model, data, batch_size, step, device, recipe.seed)
     network, _ = observed_copy(model, batches, step or call_model, device)
     return make_plan(network, recipe)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from bitsplit.data import Batches, as_batches
 from bitsplit.device import checked_device, device_of, to_device
+from bitsplit.distillation import Distilled
 from bitsplit.document import explain
 from bitsplit.errors import ModelError, RecipeError
 from bitsplit.network import Network, bake_effective_weights, fold_norms, observe, untie_layers
@@ -56,9 +57,17 @@ def recipe_of(
 
 
 def batches_of(
-    model: nn.Module, data: Any, batch_size: int | None, step: Step | None, device: torch.device | str | None
+    model: nn.Module,
+    data: Any,
+    batch_size: int | None,
+    step: Step | None,
+    device: torch.device | str | None,
+    seed: int,
 ) -> Batches:
+    """The calibration batches; None, and ``Distilled``, make images from the network's batch norms."""
     place = checked_device(device_of(model) if device is None else device)
+    if data is None or isinstance(data, Distilled):
+        data = (data or Distilled()).make(model, seed, place)
     return as_batches(data, batch_size, inputs_only=step is None, device=place)
 
 

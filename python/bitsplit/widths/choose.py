@@ -89,7 +89,7 @@ def exact(question: Question) -> Answer:
     one_each = _sparse([(i, i * widths + w, 1.0) for i in range(layers) for w in range(widths)], weights.size)
     constraints = [LinearConstraint(one_each, 1, 1)]
     if pairs:
-        constraints.append(_pair_constraint(pairs, layers, widths))
+        constraints.append(_pair_constraint(question.pairs, layers, widths))
     costs = np.zeros((1, weights.size))
     costs[0, : layers * widths] = question.costs.ravel()
     allowed = question.budget
@@ -128,16 +128,18 @@ def _sparse(entries: Sequence[tuple[int, int, float]], columns: int) -> coo_arra
     return coo_array((values, (rows, places)), shape=(max(rows) + 1, columns))
 
 
-def _pair_constraint(pairs: Sequence[tuple[int, int]], layers: int, widths: int) -> LinearConstraint:
-    """y <= x_i, y <= x_j and y >= x_i + x_j - 1 for the smallest widths of every pair."""
+def _pair_constraint(pairs: Mapping[tuple[int, int], float], layers: int, widths: int) -> LinearConstraint:
+    """y >= x_i + x_j - 1 for the smallest widths of a pair that costs; y <= x_i, x_j for one that gains."""
     entries, lowest = [], []
-    for number, pair in enumerate(pairs):
+    for number, (pair, extra) in enumerate(pairs.items()):
         y = layers * widths + number
+        if extra >= 0:
+            entries += [(len(lowest), i * widths, -1.0) for i in pair] + [(len(lowest), y, 1.0)]
+            lowest.append(-1.0)
+            continue
         for i in pair:
             entries += [(len(lowest), i * widths, 1.0), (len(lowest), y, -1.0)]
             lowest.append(0.0)
-        entries += [(len(lowest), i * widths, -1.0) for i in pair] + [(len(lowest), y, 1.0)]
-        lowest.append(-1.0)
     return LinearConstraint(_sparse(entries, layers * widths + len(pairs)), lowest, np.inf)
 
 

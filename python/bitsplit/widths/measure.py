@@ -59,7 +59,7 @@ def sensitivities(
     smallest = Recipe().weights if isinstance(method, Recipe) else tried[0]  # for which effort chooses
     recipe = recipe_of(method, effort, smallest, activations, policy, power_of_two, layers, seed)
     recipe = recipe.model_copy(update={"weights": WIDEST})
-    batches, forward = batches_of(model, data, batch_size, step, device), step or call_model
+    batches, forward = batches_of(model, data, batch_size, step, device, recipe.seed), step or call_model
     network, teacher = observed_copy(model, batches, forward, device)
     plan = make_plan(network, recipe)
     trial = Trial(
