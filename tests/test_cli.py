@@ -59,7 +59,7 @@ SMALL = ("--preprocessing", "{resize: 32, crop: 32}")
 
 def test_help_lists_the_commands(run: Callable[..., str]) -> None:
     assert run("--help") == run()
-    for command in ("quantize", "plan", "mixed", "evaluate", "demo", "info"):
+    for command in ("quantize", "plan", "mixed", "distill", "evaluate", "demo", "info"):
         assert command in run("--help")
         assert "--help" in run(command, "--help")
 
@@ -280,3 +280,23 @@ def test_mistakes_about_mixed_widths(folder: Path, fail: Callable[..., str]) -> 
     assert "--widths is written like 2,3,4" in fail(*common, "--average", "3", "--widths", "2;3")
     assert "belong together" in fail(*common, "--milliseconds", "3")
     assert "no folder" in fail("mixed", *NET, "--data", "photos", "--save", "none/m.yaml", "--average", "3")
+
+
+def test_without_photos(folder: Path, run: Callable[..., str]) -> None:
+    common = (*NET, "--input", "3x32x32", "--images", "8")
+    text = run("distill", *common, "--iterations", "3", "--save", "made.safetensors", "--sheet", "made.png")
+    assert "8 images of 3 x 32 x 32 in made.safetensors" in text
+    assert Path("made.png").read_bytes()[:4] == b"\x89PNG"
+    run("quantize", *NET, "--data", "made.safetensors", "--save", "q.safetensors")
+    run("quantize", *common, "--data", "none", "--save", "none.safetensors")
+    assert read_manifest(Path("none.safetensors")).report.data["images"] == 8
+    run("mixed", *common, "--data", "none", "--method", "minmax", "--widths", "2,8", "--policy", "all",
+        "--average", "4", "--save", "mixed.yaml")  # fmt: skip
+
+
+def test_mistakes_without_photos(folder: Path, fail: Callable[..., str]) -> None:
+    assert "saved as .safetensors files" in fail("distill", *NET, "--save", "made.npz")
+    assert "--input is written like 3x224x224" in fail(
+        "distill", *NET, "--save", "m.safetensors", "--input", "3;2"
+    )
+    assert "cannot read" in fail("quantize", *NET, "--data", "weights.safetensors", "--save", "q.safetensors")

@@ -122,11 +122,12 @@ def test_without_data(model):
 
 
 def test_none_has_the_usual_size(model, monkeypatch):
+    expected = bitsplit.quantize(model, FEW)
     monkeypatch.setattr("bitsplit.distillation.USUAL_SIZE", SIZE)
     monkeypatch.setattr("bitsplit.preparing.Distilled", Few)
     with pytest.warns(UserWarning, match=r"images of 3 x 8 x 8 are distilled; .*Distilled\(size=\.\.\.\)"):
         made = bitsplit.quantize(model, None)
-    assert same(made, bitsplit.quantize(model, FEW))
+    assert same(made, expected)
     model.default_cfg = {"input_size": SIZE}  # as timm's models have
     assert same(bitsplit.quantize(model, None), made)
 

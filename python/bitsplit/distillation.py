@@ -54,7 +54,7 @@ class Distilled(Document):
         known = self.model_copy(update={"size": self.size or _usual_size(model), "file": None})
         identity = f"{known.fingerprint()} {seed} {model_fingerprint(model)}"
         if self.file is not None and self.file.exists():
-            return _read(self.file, identity)
+            return read_images(self.file, identity)
         images = distill(model, known, seed, device)
         if self.file is not None:
             try:
@@ -76,14 +76,15 @@ def _usual_size(model: nn.Module) -> tuple[int, ...]:
     return USUAL_SIZE
 
 
-def _read(path: Path, identity: str) -> Tensor:
+def read_images(path: Path, identity: str | None = None) -> Tensor:
+    """The images of a file; with ``identity`` only those that were made so."""
     try:
         with safe_open(path, "pt") as file:
             saved = (file.metadata() or {}).get("identity")
             images = file.get_tensor("images")
     except (OSError, SafetensorError) as error:
         raise DataError(f"cannot read {path}: {error}") from error
-    if saved != identity:
+    if identity not in (None, saved):
         raise DataError(f"{path} holds images of another network, seed or options; use another file")
     return images
 

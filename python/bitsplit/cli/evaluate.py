@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 import bitsplit
-from bitsplit.cli import options
+from bitsplit.cli import inputs, options
 from bitsplit.models.load import load_model, preprocessing_of
 
 
@@ -34,8 +34,8 @@ def evaluate(
 ) -> None:
     """Measure top-1 and top-5 accuracy of a float or quantized network."""
     network = load_model(model, weights)
-    shaping = options.preprocessing_with(preprocessing_of(model, network), preprocessing)
-    photos = options.open_images(data, shaping, labels)
+    shaping = inputs.preprocessing_with(preprocessing_of(model, network), preprocessing)
+    photos = inputs.open_images(data, shaping, labels)
     if load is not None:
         bitsplit.load(load, network)
     network.to(options.device_of(device))

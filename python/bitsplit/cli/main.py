@@ -9,6 +9,7 @@ import typer
 from pydantic import ValidationError
 
 from bitsplit.cli.demo import demo
+from bitsplit.cli.distill import distill
 from bitsplit.cli.evaluate import evaluate
 from bitsplit.cli.info import info
 from bitsplit.cli.mixed import mixed
@@ -24,7 +25,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (quantize, plan, mixed, evaluate, demo, info):
+for command in (quantize, plan, mixed, distill, evaluate, demo, info):
     app.command()(command)
 
 # The base of all complaints about the command line: typer brings its own click, or uses the installed one.

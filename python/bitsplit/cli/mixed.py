@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 import bitsplit
-from bitsplit.cli import options
+from bitsplit.cli import inputs, options
 from bitsplit.errors import BitsplitError
 from bitsplit.models.load import load_model
 from bitsplit.report.figure import require_matplotlib
@@ -62,6 +62,7 @@ def mixed(
         typer.Option("--curve", metavar="FILE", help="Expected loss over size: a PNG, and a JSON beside it."),
     ] = None,
     images: options.ImagesOption = None,
+    input_size: options.SizeOption = None,
     preprocessing: options.PreprocessingOption = None,
     batch_size: options.BatchSizeOption = None,
     checkpoint: options.CheckpointOption = None,
@@ -70,7 +71,7 @@ def mixed(
     """Choose the width of every layer for a budget, and save it as a recipe."""
     limits = {"bits": average, "bytes": size, "operations": operations}
     budget = Budget(**limits, milliseconds=milliseconds, times=times)
-    options.check_target(save)
+    inputs.check_target(save)
     if curve is not None:
         require_matplotlib()
     if measured is not None and measured.exists():
@@ -81,7 +82,9 @@ def mixed(
         chosen = options.recipe_of(None, bits, method, effort, policy, power_of_two, layer, seed)
         network = load_model(model, weights)
         place = options.device_of(device)
-        drawn = options.draw_photos(model, network, data, preprocessing, images, chosen.seed)
+        drawn = inputs.calibration_images(
+            model, network, data, preprocessing, images, chosen.seed, input_size
+        )
         found = bitsplit.sensitivities(
             network, drawn, chosen, widths=tried, device=place, batch_size=batch_size,
             checkpoint=checkpoint,

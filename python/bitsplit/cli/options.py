@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,12 +10,9 @@ import torch
 import typer
 import yaml
 from rich.console import Console
-from torch import nn
 
-from bitsplit.data import ImageFolder, JpegArchive, Preprocessing, Sample, sample
 from bitsplit.device import checked_device
-from bitsplit.errors import ArtifactError, BitsplitError, RecipeError
-from bitsplit.models.load import preprocessing_of
+from bitsplit.errors import BitsplitError, RecipeError
 from bitsplit.recipe import Recipe
 
 ModelOption = Annotated[
@@ -86,14 +82,20 @@ RecipeOption = Annotated[
     ),
 ]
 PhotosOption = Annotated[
-    Path, typer.Option("--data", help="Calibration photos: a folder, labels not needed; or .npz.")
+    Path,
+    typer.Option(
+        "--data",
+        help="Calibration photos: a folder, labels not needed; .npz; what distill has saved; or none: "
+        "images are made from the network's batch norms.",
+    ),
 ]
-IMAGES = 1024
+SizeOption = Annotated[
+    str | None,
+    typer.Option("--input", metavar="3x224x224", help="Size of one input.", show_default="the model's own"),
+]
 ImagesOption = Annotated[
     int | None,
-    typer.Option(
-        "--images", min=1, help="How many photos to draw.", show_default=f"{IMAGES}, or all if fewer"
-    ),
+    typer.Option("--images", min=1, help="How many photos to draw.", show_default="1024, or all if fewer"),
 ]
 CheckpointOption = Annotated[
     Path | None,
@@ -127,6 +129,7 @@ BatchSizeOption = Annotated[
 ]
 
 WIDE = 140
+IMAGES = 1024
 
 
 def console() -> Console:
@@ -157,7 +160,7 @@ def recipe_of(
     fields["weights"] = fields.get("weights")
     fields["power_of_two"] = power_of_two
     if method:
-        fields["method"] = [_plain(text, "--method") for text in method]
+        fields["method"] = [plain(text, "--method") for text in method]
     if effort is not None or not method:
         fields["effort"] = effort or "fast"
     if policy is not None:
@@ -181,52 +184,6 @@ def parse_bits(text: str) -> dict[str, int | None]:
     return {kind: None if bits == "32" else int(bits) for kind, bits in found if bits is not None}
 
 
-def preprocessing_with(base: Preprocessing, fields: str | None) -> Preprocessing:
-    """``base`` with some of its fields replaced."""
-    if fields is None:
-        return base
-    changes = _plain(fields, "--preprocessing")
-    known = [field.name for field in dataclasses.fields(Preprocessing)]
-    if not isinstance(changes, dict) or not changes.keys() <= set(known):
-        raise BitsplitError(
-            f"--preprocessing takes fields {{name: value, ...}} of {', '.join(known)}, got {fields}"
-        )
-    changes = {name: tuple(value) if isinstance(value, list) else value for name, value in changes.items()}
-    try:
-        return dataclasses.replace(base, **changes)
-    except (ValueError, TypeError) as error:
-        raise BitsplitError(f"--preprocessing: {error}") from error
-
-
-def open_images(
-    path: Path, preprocessing: Preprocessing, labels: str | Path | None
-) -> ImageFolder | JpegArchive:
-    """A folder of photos, or an archive of them (.npz), which brings its own labels."""
-    if path.suffix != ".npz":
-        return ImageFolder(path, preprocessing, labels)
-    try:
-        return JpegArchive(path, preprocessing)
-    except (OSError, ValueError) as error:
-        raise BitsplitError(f"cannot read {path}: {error}") from error
-
-
-def draw_photos(
-    model: str, network: nn.Module, data: Path, preprocessing: str | None, images: int | None, seed: int
-) -> Sample:
-    """Calibration photos, shaped as the model's library asks for."""
-    shaping = preprocessing_with(preprocessing_of(model, network), preprocessing)
-    photos = open_images(data, shaping, labels=None)
-    return sample(photos, min(IMAGES, len(photos)) if images is None else images, seed)
-
-
-def check_target(path: Path) -> None:
-    """Tell that a file cannot be written before hours of work go into it."""
-    if not path.parent.is_dir():
-        raise ArtifactError(f"cannot save to {path}: there is no folder {path.parent}")
-    if path.is_dir():
-        raise ArtifactError(f"cannot save to {path}: it is a folder; name a file")
-
-
 def device_of(name: str | None) -> torch.device:
     """The device to work on."""
     if name is None:
@@ -241,7 +198,7 @@ def _override(text: str) -> tuple[str, dict[str, int | None]]:
     return pattern, parse_bits(bits)
 
 
-def _plain(text: str, option: str) -> Any:
+def plain(text: str, option: str) -> Any:
     try:
         return yaml.safe_load(text)
     except yaml.YAMLError as error:
