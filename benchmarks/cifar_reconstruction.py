@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 from cifar_resnet20 import Score, Work
+from torch import Tensor
 
 import bitsplit
 from bitsplit.evaluation import predict
@@ -75,14 +76,15 @@ def measure(
     bits: tuple[int, int | None],
     seeds: range,
     power_of_two: bool = False,
+    images: Tensor | None = None,
 ) -> Score:
-    """One cell of the table."""
+    """One cell of the table; ``images`` calibrate in place of those of the work."""
     reference, score = predict(work.network, work.test), Score([], [], [])
     for seed in seeds:
-        images = work.calibration(seed, False)
+        calibration = work.calibration(seed, False) if images is None else images
         started = time.perf_counter()
         quantized = bitsplit.quantize(
-            work.network, images, chain, weights=bits[0], activations=bits[1], policy=policy, seed=seed,
+            work.network, calibration, chain, weights=bits[0], activations=bits[1], policy=policy, seed=seed,
             power_of_two=power_of_two,
         )  # fmt: skip
         score.seconds.append(time.perf_counter() - started)
