@@ -1,7 +1,7 @@
 """Mixed widths beside one width everywhere at the same size, on real networks.
 
     python benchmarks/mixed_precision.py resnet20 ../shared/data [--average 2.5 3] [--activations 4]
-        [--output FOLDER] [--images 1024] [--threads 1]
+        [--output FOLDER] [--images 1024] [--seeds 3] [--threads 1]
     python benchmarks/mixed_precision.py efficientnet ../shared/data/imagenet-sample [...]
     python benchmarks/mixed_precision.py solver
 
@@ -35,16 +35,16 @@ AFFINE = bitsplit.BitSplit(levels="affine")
 Test = tuple[Tensor, Tensor]
 
 
-def resnet20(data: Path, images: int) -> tuple[nn.Module, Tensor, Test]:
+def resnet20(data: Path, images: int, seed: int) -> tuple[nn.Module, Tensor, Test]:
     """The network, calibration images, test images with labels."""
     work = Work.load(data)
-    return work.network, work.calibration(0, False)[:images], (work.test, work.labels)
+    return work.network, work.calibration(seed, False)[:images], (work.test, work.labels)
 
 
-def efficientnet(data: Path, images: int) -> tuple[nn.Module, Tensor, Test]:
+def efficientnet(data: Path, images: int, seed: int) -> tuple[nn.Module, Tensor, Test]:
     """Likewise; half of the photos at most calibrate."""
     photos = ImageFolder(data, efficientnet_lite.PREPROCESSING, labels="order")
-    calibration = sample(photos, len(photos) // 2, 0)
+    calibration = sample(photos, len(photos) // 2, seed)
     test = efficientnet_lite.tensors(calibration.rest())
     return efficientnet_lite.load_network(), efficientnet_lite.tensors(calibration)[0][:images], test
 
@@ -72,23 +72,22 @@ def compare(
     print(
         f"{len(found.layers)} layers, {time.perf_counter() - started:.0f} s to measure, {len(images)} images"
     )
-    print("\n| bits | widths | top-1 | same class | expected loss | solver, ms |\n|---|---|---|---|---|---|")
+    print("\n| bits | widths | top-1 | same class | expected loss |\n|---|---|---|---|---|")
 
     def accuracy(layers: dict[str, dict[str, int]]) -> str:
         quantized = bitsplit.quantize(network, images, AFFINE, weights=8, layers=layers, **options)
         return f"{evaluate(quantized, test).top1:.2f} | {agreement(quantized, classes, test):.2f}"
 
     for bits in averages:
-        simple = in_order(found, bits)
-        name = "same bits" if bits == int(bits) else "in order"
-        rows = {width: {"weights": width} for width in found.widths}
-        print(f"| {bits} | {name} | {accuracy({k: rows[v] for k, v in simple.items()})} | | |", flush=True)
-        for solver in ("genetic", "exact"):
-            started = time.perf_counter()
-            chosen = found.choose(bits=bits, solver=solver)
-            spent = 1000 * (time.perf_counter() - started)
-            measured = accuracy(chosen.layers) if solver == "exact" else "– | –"
-            print(f"| {bits} | {solver} | {measured} | {chosen.loss:.5f} | {spent:.0f} |", flush=True)
+        chosen = {name: found.choose(bits=bits, solver=name) for name in ("exact", "genetic")}
+        losses = ", ".join(f"{plan.solver} {plan.loss:.4f}" for plan in chosen.values())
+        if bits == int(bits):
+            losses += f", same bits {found.uniform(int(bits)).loss:.4f}"
+        rows = {"same bits" if bits == int(bits) else "in order": in_order(found, bits)}
+        rows["chosen"] = chosen["exact"].widths
+        for name, widths in rows.items():
+            layers = {layer: {"weights": width} for layer, width in widths.items()}
+            print(f"| {bits} | {name} | {accuracy(layers)} | {losses} |", flush=True)
     if output is not None:
         found.to_json(output / "sensitivities.json")
         curve = trade_off(
@@ -135,6 +134,7 @@ def main() -> None:
     parser.add_argument("--average", type=float, nargs="+", default=[2.5, 3])
     parser.add_argument("--activations", type=int)
     parser.add_argument("--images", type=int, default=1024)
+    parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--output", type=Path)
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
@@ -143,9 +143,9 @@ def main() -> None:
         time_solvers()
         return
     load = {"resnet20": resnet20, "efficientnet": efficientnet}[arguments.what]
-    compare(
-        *load(arguments.data, arguments.images), arguments.average, arguments.activations, arguments.output
-    )
+    for seed in range(arguments.seeds):
+        work = load(arguments.data, arguments.images, seed)
+        compare(*work, arguments.average, arguments.activations, arguments.output if seed == 0 else None)
 
 
 if __name__ == "__main__":

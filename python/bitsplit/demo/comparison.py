@@ -21,6 +21,7 @@ from bitsplit.report import summary
 from bitsplit.report.figure import require_matplotlib
 
 WEIGHTS_ONLY = tuple(Widths(bits) for bits in (8, 6, 4, 3, 2))
+BATCH = 250  # test images at once: twice as fast as 64 of them
 WITH_ACTIVATIONS = (Widths(8, 8), Widths(4, 8), Widths(4, 4), Widths(3, 3))
 
 
@@ -43,7 +44,7 @@ def run(
     images, _ = load_calibration_images().tensors()
     test = load_test_images().tensors()
     results = [_float_result(model, test)]
-    classes = predict(model, test)
+    classes = predict(model, test, batch_size=BATCH)
     cases = [(bits, name) for bits in widths for name in METHODS if chain_of(name, bits) is not None]
     for bits, name in track(cases, "demo", console=console, disable=not console.is_terminal, transient=True):
         results.append(_measure(model, images, test, classes, name, bits))
@@ -55,7 +56,7 @@ def run(
 
 
 def _float_result(model: CifarResNet, test: tuple[Tensor, Tensor]) -> Result:
-    return Result("float", None, evaluate(model, test).top1, 100.0, summary(model).float_bytes, 0.0)
+    return Result("float", None, evaluate(model, test, batch_size=BATCH).top1, 100.0, summary(model).float_bytes, 0.0)
 
 
 def _measure(
@@ -70,7 +71,7 @@ def _measure(
     chain = chain_of(method, widths)
     quantized = quantize(model, images, chain, weights=widths.weights, activations=widths.activations)
     seconds = time.perf_counter() - started
-    found = predict(quantized, test)
+    found = predict(quantized, test, batch_size=BATCH)
     return Result(
         method,
         widths,

@@ -55,7 +55,7 @@ def chain_of(method: str, widths: Widths) -> Any:
         return method
     if widths.weights > LEARNED_BITS or widths.activations is not None:
         return None
-    blocks = Brecq(iterations=100, rate=1e-2, scale_rate=1e-3, bias_rate=1e-3)
+    blocks = Brecq(iterations=60, rate=1e-2, scale_rate=1e-3, bias_rate=1e-3)
     return BitSplit(levels="affine"), blocks
 
 
