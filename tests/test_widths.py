@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import math
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 import bitsplit
 from bitsplit.data import as_batches
 from bitsplit.errors import CheckpointError, RecipeError
+from bitsplit.methods.registry import resolve
 from bitsplit.methods.whole import divergence
 from bitsplit.preparing import call_model, observed_copy
 from bitsplit.widths import trial
@@ -90,6 +92,25 @@ def test_methods_that_learn_learn_at_every_width(model, images):
     for bits in (2, 4):
         losses = [[row.losses[bits] for row in some.layers] for some in (learned, fitted)]
         assert sum(a != b for a, b in zip(*losses, strict=True)) >= 4  # the others kept their start
+
+
+@pytest.mark.parametrize(
+    "chain",
+    [
+        ["adaround"], ["flexround"], [bitsplit.Brecq(unit="net")], ["equalize", "mse"],
+        ["bitsplit", "global"], ["minmax", "bias_correction"],
+        [bitsplit.BitSplit(activations_last=True, error_compensation=False)],
+    ],
+)  # fmt: skip
+def test_every_kind_of_chain(model, images, chain):
+    quick = {"iterations": 3, "step_iterations": 3}
+    methods = [
+        method.model_copy(update={k: v for k, v in quick.items() if k in type(method).model_fields})
+        for method in resolve(chain)
+    ]
+    found = bitsplit.sensitivities(model, images, methods, activations=4, widths=(2, 8), policy="all")
+    losses = [row.losses[2] for row in found.layers]
+    assert all(math.isfinite(loss) for loss in losses) and sum(losses) > 0
 
 
 def test_a_stopped_run_goes_on(model, images, found, tmp_path, monkeypatch):

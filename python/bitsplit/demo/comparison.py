@@ -56,7 +56,9 @@ def run(
 
 
 def _float_result(model: CifarResNet, test: tuple[Tensor, Tensor]) -> Result:
-    return Result("float", None, evaluate(model, test, batch_size=BATCH).top1, 100.0, summary(model).float_bytes, 0.0)
+    return Result(
+        "float", None, evaluate(model, test, batch_size=BATCH).top1, 100.0, summary(model).float_bytes, 0.0
+    )
 
 
 def _measure(

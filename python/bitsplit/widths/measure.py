@@ -77,7 +77,8 @@ def sensitivities(
     figures = {name: value for piece in engine.run().pieces for name, value in piece.figures.items()}
     macs = {name: layer.macs for name, layer in network.layers.items()}
     losses = {
-        name: {width: figures.get(at_width(name, width), 0.0) for width in tried} for name in trial.candidates
+        name: {width: 0.0 if width == WIDEST else figures[at_width(name, width)] for width in tried}
+        for name in trial.candidates
     }
     units = [[name for name in unit.layers if name in trial.candidates] for unit in plan.units]
     pairs = [

@@ -57,6 +57,10 @@ class Trial(Method):
         inputs, outputs = zip(*(method.kept_rows for method in self.chain), strict=True)
         return max(inputs), max(outputs)
 
+    @property
+    def defers_inputs(self) -> bool:
+        return any(method.defers_inputs for method in self.chain)
+
     def memory(self, kind: LayerKind, groups: int, columns: int) -> int:
         return max(method.memory(kind, groups, columns) for method in self.chain)
 
@@ -94,7 +98,6 @@ class Trial(Method):
 
     def _figures(self, piece: Piece, bench: Bench) -> dict[str, float]:
         """Losses beyond that with eight bits in the whole unit."""
-
         base, smallest = self._divergence(piece), self.widths[0]
 
         def loss(bits: dict[str, int]) -> float:
