@@ -23,6 +23,7 @@ import efficientnet_lite
 import numpy as np
 import torch
 from cifar_resnet20 import Work
+from efficientnet_lite import AFFINE
 from torch import Tensor, nn
 
 import bitsplit
@@ -31,7 +32,6 @@ from bitsplit.evaluation import agreement, evaluate, predict
 from bitsplit.widths import Question, exact, genetic
 from bitsplit.widths.curve import trade_off
 
-AFFINE = bitsplit.BitSplit(levels="affine")
 Test = tuple[Tensor, Tensor]
 
 

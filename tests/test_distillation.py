@@ -11,8 +11,9 @@ from residual_net import same
 from torch import Tensor, nn
 
 import bitsplit
-from bitsplit.distillation import distance, keeps_statistics
+from bitsplit.distillation import distance
 from bitsplit.errors import DataError, ModelError
+from bitsplit.network.norms import has_statistics
 
 SIZE = (3, 8, 8)
 FEW = bitsplit.Distilled(images=20, size=SIZE, iterations=30, batch=16)
@@ -63,7 +64,7 @@ def mean_distance(model: nn.Module, images: Tensor) -> float:
             lambda norm, args: found.append(float(distance(args[0], norm.running_mean, norm.running_var)))
         )
         for norm in model.modules()
-        if keeps_statistics(norm)
+        if has_statistics(norm)
     ]
     with torch.no_grad():
         model(images)

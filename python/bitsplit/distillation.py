@@ -26,6 +26,7 @@ from bitsplit.calibration.fingerprint import model_fingerprint
 from bitsplit.device import device_of
 from bitsplit.document import Document
 from bitsplit.errors import DataError, ModelError
+from bitsplit.network.norms import has_statistics
 from bitsplit.ops.precision import computing_in
 from bitsplit.ops.threads import one_thread
 
@@ -132,7 +133,7 @@ def _distilled(model: nn.Module, noise: Tensor, options: Distilled, ticks: Itera
 @contextmanager
 def _watching(model: nn.Module) -> Iterator[list[Tensor]]:
     """Every call of a batch norm adds how far the statistics of its input are from those that it keeps."""
-    norms = [module for module in model.modules() if keeps_statistics(module)]
+    norms = [module for module in model.modules() if has_statistics(module)]
     if not norms:
         raise ModelError(
             "the network has no batch norm with stored statistics to make images from; pass calibration "
@@ -147,11 +148,6 @@ def _watching(model: nn.Module) -> Iterator[list[Tensor]]:
         for norm in norms:
             hooks.callback(norm.register_forward_pre_hook(note).remove)
         yield distances
-
-
-def keeps_statistics(module: nn.Module) -> bool:
-    """Whether it is a batch norm, frozen or not, that knows mean and variance of its inputs."""
-    return all(isinstance(getattr(module, name, None), Tensor) for name in ("running_mean", "running_var"))
 
 
 def distance(x: Tensor, mean: Tensor, variance: Tensor) -> Tensor:

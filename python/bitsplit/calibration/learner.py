@@ -33,17 +33,17 @@ class Learner:
         """
         for unit in self._engine.network.units:
             if unit.name in names:
-                self._learn("block", [unit.name], unit.calls, unit.layers, call)
+                self._learn("block", [unit.name], unit.calls, unit.layers)
         for stage in self.stages:
             if stage[-1].name in names:
                 layers = [layer for unit in stage for layer in unit.layers]
-                self._learn("stage", [unit.name for unit in stage], stage[0].calls, layers, call)
+                self._learn("stage", [unit.name for unit in stage], stage[0].calls, layers)
                 self._record_again([(unit.name, 0) for unit in stage[:-1]])
                 self._engine.student_replay.start(call)
 
     def learn_network(self) -> None:
         """All layers at once, when everything has been fitted."""
-        self._learn("net", [""], 1, list(self._engine.network.layers), None)
+        self._learn("net", [""], 1, list(self._engine.network.layers))
 
     def _wanted(self, granularity: Granularity) -> bool:
         return any(method.granularity == granularity for method in self._engine.methods)
@@ -54,7 +54,6 @@ class Learner:
         parts: Sequence[str],
         calls: int,
         layers: Sequence[str],
-        at_work: UnitCall | None,
     ) -> None:
         if not self._wanted(granularity):
             return
@@ -66,8 +65,6 @@ class Learner:
         for number, method in enumerate(engine.methods):
             if method.granularity == granularity:
                 engine.once(f"{piece.name} learned {number}", modules, partial(learn, method, piece))
-                if at_work is not None:
-                    engine.student_replay.start(at_work)  # its layers have changed
 
     def _record_again(self, calls: Sequence[UnitCall]) -> None:
         """Keep what finished calls of the student give now."""

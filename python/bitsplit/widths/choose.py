@@ -24,7 +24,7 @@ from bitsplit.errors import RecipeError
 POPULATION, GENERATIONS, MUTATION = 50, 100, 0.1  # the paper's
 PARENTS = 10  # of a generation, the best so many
 MOST_ATTEMPTS = 100  # to get a child within the budget
-ROUNDING = 1e-12
+ROUNDING = 1e-12  # of the budget: what adding up costs may be off
 SLACK = 1e-6  # of the budget: how far the solver may be beyond it
 
 
@@ -82,14 +82,14 @@ def exact(question: Question) -> Answer:
     A pair is a variable that is 1 where both of its layers have the smallest width.
     """
     layers, widths = question.losses.shape
-    pairs = list(question.pairs)
+    pairs = question.pairs
     whole = np.concatenate([np.ones(layers * widths), np.zeros(len(pairs))])  # pairs follow from the rest
-    unit = max(np.abs(question.losses).max(), *map(abs, question.pairs.values()), 1e-300)
-    weights = np.concatenate([question.losses.ravel(), list(question.pairs.values())]) / unit
+    unit = max(np.abs(question.losses).max(), *map(abs, pairs.values()), 1e-300)
+    weights = np.concatenate([question.losses.ravel(), list(pairs.values())]) / unit
     one_each = _sparse([(i, i * widths + w, 1.0) for i in range(layers) for w in range(widths)], weights.size)
     constraints = [LinearConstraint(one_each, 1, 1)]
     if pairs:
-        constraints.append(_pair_constraint(question.pairs, layers, widths))
+        constraints.append(_pair_constraint(pairs, layers, widths))
     costs = np.zeros((1, weights.size))
     costs[0, : layers * widths] = question.costs.ravel()
     allowed = question.budget
