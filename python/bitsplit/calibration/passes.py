@@ -84,15 +84,15 @@ def visit(
 
 
 @dataclass(frozen=True)
-class Part:
+class Cut:
     """Some columns of a linear layer, and the weight [1, M, N] of all others, zero in these columns."""
 
     columns: slice
     others: Tensor
 
     @classmethod
-    def cut(cls, columns: slice, weight: Tensor) -> Part:
-        """The part that leaves all other columns what they have in ``weight``."""
+    def out_of(cls, columns: slice, weight: Tensor) -> Cut:
+        """What leaves all other columns what they have in ``weight``."""
         others = weight.clone()
         others[:, :, columns] = 0
         return cls(columns, others)
@@ -106,9 +106,9 @@ class Part:
 class _Moments:
     """The float64 sums behind ``Statistics``."""
 
-    def __init__(self, task: EngineLayerTask, part: Part | None = None) -> None:
-        groups, rows, columns = (task.weight if part is None else task.weight[:, :, part.columns]).shape
-        self._part = part
+    def __init__(self, task: EngineLayerTask, cut: Cut | None = None) -> None:
+        groups, rows, columns = (task.weight if cut is None else task.weight[:, :, cut.columns]).shape
+        self._cut = cut
         options = {"dtype": torch.float64, "device": task.weight.device}
         self.gram = torch.zeros(groups, columns, columns, **options)
         self.cross = torch.zeros(groups, columns, rows, **options)
@@ -119,8 +119,8 @@ class _Moments:
 
     def add(self, task: EngineLayerTask, x: Tensor, y: Tensor | None, patches: int | None, seed: int) -> None:
         columns = task.kind.columns(task.module, x, y)
-        if self._part is not None:
-            columns = self._part.of(columns)
+        if self._cut is not None:
+            columns = self._cut.of(columns)
         positions = None if patches is None else columns.sample(patches, seed)
         self.count += gram(
             columns.x, columns.y, columns.kernel, columns.stride, columns.padding, columns.dilation,
@@ -132,28 +132,44 @@ class _Moments:
 
 
 def collect_statistics(
-    engine: Engine, task: EngineLayerTask, quantized: bool, patches: int | None, part: Part | None = None
-) -> Statistics:
+    engine: Engine,
+    task: EngineLayerTask,
+    quantized: bool,
+    patches: int | None = None,
+    parts: int = 1,
+    cut: Cut | None = None,
+) -> tuple[Statistics, ...]:
     """Second moments of the layer's inputs and float responses (without bias) over all batches.
 
     quantized: inputs come from the quantized predecessors, responses from the float network; else both are
-    float and the responses follow from the inputs.  patches: how many patches to sample in all.  part: of
-    quantized inputs, only these columns.
+    float and the responses follow from the inputs.  patches: how many patches to sample in all.  parts: so
+    many statistics, of as many parts of the images.  cut: of quantized inputs, only these columns.
     """
-    moments = _Moments(task, part)
+    moments = [_Moments(task, cut) for _ in range(parts)]
     per_image = None if patches is None else max(1, round(patches / engine.images))
     for index, inputs, targets in visit(engine, task, student=quantized, teacher=True):
         for call, ((x, _), (_, y)) in enumerate(zip(inputs if quantized else targets, targets, strict=True)):
-            moments.add(task, x, y, per_image, seed_of(engine.seed, task.name, index, call))
-    if not all(bool(torch.isfinite(t).all()) for t in (moments.gram, moments.sum_yy, moments.sum_y)):
+            seed = seed_of(engine.seed, task.name, index, call)
+            for part, (some_x, some_y) in enumerate(_cut_images(x, y, parts, task.kind.spatial)):
+                moments[(index + part) % parts].add(task, some_x, some_y, per_image, seed)
+    if not all(_finite(sums) for sums in moments):
         raise CalibrationError(
             f"{task.name}: its inputs or responses hold NaN or Inf; check the calibration data"
         )
-    return (
-        _without_bias(moments.statistics(), task.bias)
-        if quantized
-        else _from_weight(moments.statistics(), task.weight)
-    )
+    if quantized:
+        return tuple(_without_bias(sums.statistics(), task.bias) for sums in moments)
+    return tuple(_from_weight(sums.statistics(), task.weight) for sums in moments)
+
+
+def _cut_images(x: Tensor, y: Tensor, parts: int, spatial: int) -> list[tuple[Tensor, Tensor]]:
+    """A layer's input and output in ``parts`` along the images, or fewer where there are fewer images."""
+    if x.dim() <= spatial + 1:  # one image, without a batch dimension
+        return [(x, y)]
+    return list(zip(x.chunk(parts), y.chunk(parts), strict=True))
+
+
+def _finite(sums: _Moments) -> bool:
+    return all(bool(torch.isfinite(tensor).all()) for tensor in (sums.gram, sums.sum_yy, sums.sum_y))
 
 
 @one_thread()

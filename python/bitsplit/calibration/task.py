@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
-from bitsplit.calibration.passes import Part, collect_mean_error, collect_statistics
+from bitsplit.calibration.passes import Cut, collect_mean_error, collect_statistics
 from bitsplit.calibration.samples import collect_sample
 from bitsplit.methods.statistics import InputSample, Statistics
 from bitsplit.methods.tasks import Inputs
@@ -29,7 +29,7 @@ class EngineLayerTask:
         self.twin: nn.Module = engine.teacher.get_submodule(layer.name)
         self.kind: LayerKind = kind_of(self.module)
         self.seed = engine.seed
-        self._statistics: dict[tuple[str, int | None], Statistics] = {}
+        self._statistics: dict[tuple[str, int | None, int], tuple[Statistics, ...]] = {}
 
     @property
     def weight(self) -> Tensor:
@@ -65,13 +65,21 @@ class EngineLayerTask:
         return None if quantizer is None or quantizer.is_fitted else quantizer
 
     def statistics(self, inputs: Inputs, patches: int | None = None) -> Statistics:
-        key = (inputs, patches)
-        if key not in self._statistics:
-            self._statistics[key] = collect_statistics(self._engine, self, inputs == "quantized", patches)
-        return self._statistics[key]
+        return self._collected(inputs, patches, 1)[0]
 
-    def part_statistics(self, columns: slice, weight: Tensor) -> Statistics:
-        return collect_statistics(self._engine, self, True, None, Part.cut(columns, weight))
+    def halves(self, inputs: Inputs) -> tuple[Statistics, Statistics]:
+        return self._collected(inputs, None, 2)
+
+    def part_halves(self, columns: slice, weight: Tensor) -> tuple[Statistics, Statistics]:
+        return collect_statistics(self._engine, self, True, parts=2, cut=Cut.out_of(columns, weight))
+
+    def _collected(self, inputs: Inputs, patches: int | None, parts: int) -> tuple[Statistics, ...]:
+        key = (inputs, patches, parts)
+        if key not in self._statistics:
+            self._statistics[key] = collect_statistics(
+                self._engine, self, inputs == "quantized", patches, parts
+            )
+        return self._statistics[key]
 
     def mean_error(self) -> Tensor:
         return collect_mean_error(self._engine, self)

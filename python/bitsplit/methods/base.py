@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import torch
-from pydantic import BeforeValidator, SerializeAsAny, model_serializer
+from pydantic import BeforeValidator, ConfigDict, SerializeAsAny, model_serializer
 from torch import Tensor
 
 from bitsplit.document import Document
@@ -28,7 +28,9 @@ AT_ONCE = 16  # quantizers whose samples are held at the same time
 
 
 class Config(Document):
-    """Options of a method: frozen, checked at construction, unknown names refused."""
+    """Options of a method: frozen, checked at construction, unknown names and infinite values refused."""
+
+    model_config = ConfigDict(allow_inf_nan=False)
 
     name: ClassVar[str]
 

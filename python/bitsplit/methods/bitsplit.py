@@ -12,7 +12,7 @@ from __future__ import annotations
 from typing import Any, Literal
 
 import torch
-from pydantic import Field, PositiveFloat, model_validator
+from pydantic import Field, NonNegativeFloat, PositiveFloat, model_validator
 from torch import Tensor
 
 from bitsplit.methods.activations import MseActivations
@@ -20,9 +20,11 @@ from bitsplit.methods.base import AnyActivationMethod, WeightMethod
 from bitsplit.methods.norms import ReestimateNorms
 from bitsplit.methods.ranges import store_levels
 from bitsplit.methods.registry import register
-from bitsplit.methods.statistics import refitted_bias
-from bitsplit.methods.tasks import LayerTask, Run
-from bitsplit.methods.wide import WIDEST, fit_in_parts, part_width, start_scales
+from bitsplit.methods.ridge import chosen_share, held
+from bitsplit.methods.starts import start_scales
+from bitsplit.methods.statistics import Statistics, refitted_bias
+from bitsplit.methods.tasks import Inputs, LayerTask, Run
+from bitsplit.methods.wide import WIDEST, fit_in_parts, part_width
 from bitsplit.network import LayerKind
 from bitsplit.ops.levels import level_choices
 from bitsplit.ops.split import (
@@ -40,7 +42,7 @@ from bitsplit.ops.split import (
 )
 from bitsplit.quantizers import Grid
 
-MATRICES = 4  # G, centred G, and four in float32 while it is factorized
+MATRICES = 6  # G of both halves, their sum, centred, held, and four in float32 while it is factorized
 SEARCH_WORK = 12 * 10**7  # weights of a layer times steps: less than a tenth of a second of one core
 
 PAPER = {
@@ -49,6 +51,7 @@ PAPER = {
     "polish": False,
     "error_compensation": False,
     "refit_bias": False,
+    "ridge": 0.0,
     "patches": 12_000,
     "reestimate_norms": True,
     "activations_last": True,
@@ -63,6 +66,8 @@ class BitSplit(WeightMethod):
     rounds: at most so many sweeps of an alternation.  starts: ``several`` or the paper's ``planes``.
     search: steps of a tabu search from the best start of a row on, for every weight in it; large layers get
     fewer.
+    ridge: what holds the weights near the float ones, as a share of every input's energy; ``auto`` finds it
+    for every layer by fitting one half of the images and looking at the other (where all patches are used).
     error_compensation: fit inputs from the quantized predecessors instead of float ones.  patches: fit on so
     many sampled patches instead of all.  activations_last: fit input scales when all weights are fitted, on
     activations that are all float.  ecaq: one activation scale per input channel, moved into the weights
@@ -81,6 +86,7 @@ class BitSplit(WeightMethod):
     error_compensation: bool = True
     refit_bias: bool = True
     damping: float = Field(0.01, gt=0, description="added to the Gram diagonal, relative to its mean")
+    ridge: Literal["auto"] | NonNegativeFloat = "auto"
     patches: int | None = Field(None, ge=1)
     reestimate_norms: bool = False
     activations_last: bool = False
@@ -147,15 +153,24 @@ class BitSplit(WeightMethod):
 
     def fit_weights(self, task: LayerTask) -> None:
         if self._in_parts(task.kind, task.weight.shape[2]):
-            return fit_in_parts(
-                task, self._choices(task.weight_grid.bits), self.scales, self.damping, self.refit_bias
-            )
-        sums = task.statistics("quantized" if self.error_compensation else "float", self.patches)
-        moments = sums.centred() if self.refit_bias else sums
+            choices = self._choices(task.weight_grid.bits)
+            return fit_in_parts(task, choices, self.scales, self.damping, self.ridge, self.refit_bias)
+        sums, share = self._seen(task)
+        moments = held(task.weight, sums.centred() if self.refit_bias else sums, share)
         found = self.fit_rows(task.weight, moments.gram, moments.cross, task.weight_grid, task.seed)
         store_levels(task, found.codes, found.scale, found.levels)
         if self.refit_bias:
             task.store_bias(refitted_bias(task.bias, task.quantized_weight, sums))
+
+    def _seen(self, task: LayerTask) -> tuple[Statistics, float]:
+        """What the layer is fitted to, and how strongly its weights are held."""
+        inputs: Inputs = "quantized" if self.error_compensation else "float"
+        if self.ridge != "auto" or self.patches is not None:
+            return task.statistics(inputs, self.patches), 0.0 if self.ridge == "auto" else self.ridge
+        one, other = task.halves(inputs)
+        halves = (one.centred(), other.centred()) if self.refit_bias else (one, other)
+        choices = self._choices(task.weight_grid.bits)
+        return one + other, chosen_share(task.weight, halves, task.weight_grid, choices, self.damping)
 
     def _choices(self, bits: int) -> list[tuple[int, int]]:
         """The levels that a row may have."""

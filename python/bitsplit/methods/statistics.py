@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
@@ -26,6 +26,11 @@ class Statistics:
     sum_y: Tensor
     sum_yy: Tensor
     count: int
+
+    def __add__(self, other: Statistics) -> Statistics:
+        """Over the patches of both."""
+        mine, others = ([getattr(sums, field.name) for field in fields(sums)] for sums in (self, other))
+        return Statistics(*(a + b for a, b in zip(mine, others, strict=True)))
 
     def centred(self) -> Statistics:
         """The same with the means removed from x and y: what remains once a bias absorbs them.

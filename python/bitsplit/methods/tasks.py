@@ -37,7 +37,10 @@ class LayerTask(Protocol):
     def statistics(self, inputs: Inputs, patches: int | None = None) -> Statistics:
         """Second moments of the layer's inputs, from ``patches`` sampled patches or from all of them."""
 
-    def part_statistics(self, columns: slice, weight: Tensor) -> Statistics:
+    def halves(self, inputs: Inputs) -> tuple[Statistics, Statistics]:
+        """Second moments from all patches, of one half of the images and of the other."""
+
+    def part_halves(self, columns: slice, weight: Tensor) -> tuple[Statistics, Statistics]:
         """Of some columns of a linear layer's quantized inputs, and of what is left for them to answer.
 
         That is the float response less that of all other columns with ``weight`` [1, M, N].

@@ -243,13 +243,28 @@ def solve_starts(
     Returns:
         The best start of every channel, rows = M.
     """
-    scale = scale.repeat(1, len(choices), 1).flatten(1)
-    levels = levels_of(choices, scale)
-    codes, loss = feedback(target.to(cross.dtype), scale, factor, levels)
-    by_start = loss.unflatten(1, (-1, target.shape[1]))
-    promising = by_start.argsort(stable=True, dim=1)[:, :POLISHED_STARTS]
-    codes, scale, levels = (_of_starts(field, promising) for field in (codes, scale, levels))
+    scale, levels = every_start(scale, choices)
+    codes, scale, levels = round_starts(target.to(cross.dtype), scale, factor, levels, POLISHED_STARTS)
     return best_of(polish(codes, scale, gram, cross, levels, rounds, fit_scale), target.shape[1])
+
+
+def every_start(scale: Tensor, choices: Sequence[tuple[int, int]]) -> tuple[Tensor, Tensor]:
+    """Every scale of [g, S, M] with every choice of levels: scale [g, R] and levels [g, R, 2]."""
+    scale = scale.repeat(1, len(choices), 1).flatten(1)
+    return scale, levels_of(choices, scale)
+
+
+def round_starts(
+    target: Tensor, scale: Tensor, factor: Tensor, levels: Tensor, keep: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Round `target` with feedback from every start: codes, scale and levels of the `keep` best of a channel.
+
+    Arguments as for `feedback`.
+    """
+    codes, loss = feedback(target, scale, factor, levels)
+    by_start = loss.unflatten(1, (-1, target.shape[1]))
+    promising = by_start.argsort(stable=True, dim=1)[:, :keep]
+    return tuple(_of_starts(field, promising) for field in (codes, scale, levels))
 
 
 @torch.library.register_fake("bitsplit::fwa")
