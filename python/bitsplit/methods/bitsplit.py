@@ -42,7 +42,7 @@ from bitsplit.ops.split import (
 )
 from bitsplit.quantizers import Grid
 
-MATRICES = 6  # G of both halves, their sum, centred, held, and four in float32 while it is factorized
+MATRICES = 4  # G, centred G, and four in float32 while it is factorized; and twice as much by halves
 SEARCH_WORK = 12 * 10**7  # weights of a layer times steps: less than a tenth of a second of one core
 
 PAPER = {
@@ -145,7 +145,11 @@ class BitSplit(WeightMethod):
 
     def memory(self, kind: LayerKind, groups: int, columns: int) -> int:
         width = part_width(columns) if self._in_parts(kind, columns) else columns
-        return 8 * MATRICES * groups * width**2
+        return 8 * MATRICES * (1 + self._by_halves) * groups * width**2
+
+    @property
+    def _by_halves(self) -> bool:
+        return self.ridge == "auto" and self.patches is None
 
     def _in_parts(self, kind: LayerKind, columns: int) -> bool:
         whole = self.starts == "planes" or not self.error_compensation or self.patches is not None
@@ -165,7 +169,7 @@ class BitSplit(WeightMethod):
     def _seen(self, task: LayerTask) -> tuple[Statistics, float]:
         """What the layer is fitted to, and how strongly its weights are held."""
         inputs: Inputs = "quantized" if self.error_compensation else "float"
-        if self.ridge != "auto" or self.patches is not None:
+        if not self._by_halves:
             return task.statistics(inputs, self.patches), 0.0 if self.ridge == "auto" else self.ridge
         one, other = task.halves(inputs)
         halves = (one.centred(), other.centred()) if self.refit_bias else (one, other)

@@ -19,7 +19,7 @@ from bitsplit.methods.statistics import refitted_bias
 from bitsplit.methods.tasks import LayerTask
 from bitsplit.ops.split import every_start
 
-WIDEST = 10_000  # inputs
+WIDEST = 7_000  # inputs
 
 
 def part_width(columns: int) -> int:
