@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 from PIL import Image
 from rich.console import Console
-from torch import Tensor
 
 from bitsplit.data import JpegArchive
 from bitsplit.demo import Result, Widths, comparison, run
@@ -31,17 +30,6 @@ RESULTS = [
     Result("bitsplit", Widths(2), 76.0, 90.0, 50_000, 2.0),
     Result("kl", Widths(4, 4), 70.0, 80.0, 100_000, 1.5),
 ]
-
-
-class Part:
-    """The first images of an archive."""
-
-    def __init__(self, archive: JpegArchive, count: int) -> None:
-        self.archive = archive
-        self.count = count
-
-    def tensors(self) -> tuple[Tensor, Tensor]:
-        return self.archive.tensors(range(self.count))
 
 
 def recorder() -> Console:
@@ -69,8 +57,8 @@ def test_the_network_is_as_good_as_published() -> None:
 
 def test_the_demo_runs_and_shows_what_it_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("matplotlib")
-    monkeypatch.setattr(comparison, "load_calibration_images", lambda: Part(load_calibration_images(), 100))
-    monkeypatch.setattr(comparison, "load_test_images", lambda: Part(load_test_images(), 500))
+    monkeypatch.setattr(comparison, "CALIBRATED", 100)
+    monkeypatch.setattr(comparison, "TESTED", 500)
     console = recorder()
     results = run(tmp_path / "demo.png", widths=[Widths(3), Widths(4, 4)], console=console)
 
