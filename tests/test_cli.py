@@ -274,6 +274,17 @@ def test_mixed_widths_become_a_recipe(folder: Path, run: Callable[..., str]) -> 
     assert "bytes" in run(*common, *budget, "--bytes", str(found.other_bytes + 400))
 
 
+def test_mixed_widths_for_a_recipe(folder: Path, run: Callable[..., str], fail: Callable[..., str]) -> None:
+    """Its chain, policy and activations count; its own bits of weights do not."""
+    Recipe(method="minmax", weights=3, activations=5, policy="all", seed=4).to_yaml(Path("given.yaml"))
+    common = ("mixed", *NET, "--data", "photos", *SMALL, "--recipe", "given.yaml", "--widths", "2,8")
+    run(*common, "--average", "4", "--save", "mixed.yaml")
+    found = Recipe.from_yaml(Path("mixed.yaml"))
+    assert (found.activations, found.policy, found.seed, found.weights) == (5, "all", 4, 8)
+    assert [method.name for method in found.method] == ["minmax"]
+    assert "leave out --activations" in fail(*common, "--activations", "4", "--average", "4", "--save", "m.yaml")
+
+
 def test_mistakes_about_mixed_widths(folder: Path, fail: Callable[..., str]) -> None:
     common = ("mixed", *NET, "--data", "photos", *SMALL, "--save", "mixed.yaml")
     assert "a budget is one of bits, bytes, operations, milliseconds, got none" in fail(*common)

@@ -51,6 +51,7 @@ def mixed(
     power_of_two: options.PowerOfTwoOption = False,
     layer: options.LayerOption = None,
     seed: options.SeedOption = None,
+    recipe: options.RecipeOption = None,
     measured: Annotated[
         Path | None,
         typer.Option(
@@ -78,8 +79,10 @@ def mixed(
         found = Sensitivities.from_json(measured)
     else:
         tried = _widths(widths)
-        bits = f"W{min(tried)}A{activations or 32}"
-        chosen = options.recipe_of(None, bits, method, effort, policy, power_of_two, layer, seed)
+        if recipe is not None and activations is not None:
+            raise BitsplitError("--recipe says everything; leave out --activations or the recipe")
+        bits = None if recipe else f"W{min(tried)}A{activations or 32}"
+        chosen = options.recipe_of(recipe, bits, method, effort, policy, power_of_two, layer, seed)
         network = load_model(model, weights)
         place = options.device_of(device)
         drawn = inputs.calibration_images(
