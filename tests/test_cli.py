@@ -282,7 +282,9 @@ def test_mixed_widths_for_a_recipe(folder: Path, run: Callable[..., str], fail: 
     found = Recipe.from_yaml(Path("mixed.yaml"))
     assert (found.activations, found.policy, found.seed, found.weights) == (5, "all", 4, 8)
     assert [method.name for method in found.method] == ["minmax"]
-    assert "leave out --activations" in fail(*common, "--activations", "4", "--average", "4", "--save", "m.yaml")
+    assert "leave out --activations" in fail(
+        *common, "--activations", "4", "--average", "4", "--save", "m.yaml"
+    )
 
 
 def test_mistakes_about_mixed_widths(folder: Path, fail: Callable[..., str]) -> None:
