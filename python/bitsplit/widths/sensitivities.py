@@ -12,7 +12,9 @@ from bitsplit.errors import RecipeError
 from bitsplit.plan import LayerPlan, Plan
 from bitsplit.recipe import Bits, LayerOverride, Recipe
 from bitsplit.widths.budget import Budget
-from bitsplit.widths.choose import Answer, Question, exact, genetic
+from bitsplit.widths.genetic_search import genetic
+from bitsplit.widths.integer_program import exact
+from bitsplit.widths.question import Answer, Question
 
 Solver = Literal["exact", "genetic"]
 SOLVERS = {"exact": lambda question, seed: exact(question), "genetic": genetic}
