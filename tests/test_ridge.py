@@ -132,6 +132,16 @@ def test_the_halves_are_of_the_images_whatever_the_batches(network: nn.Module, b
     torch.testing.assert_close(first.sum_x[0], rows.double().sum(0), rtol=1e-5, atol=1e-5)
 
 
+def test_float_inputs_have_halves_too(network: nn.Module) -> None:
+    few, new = images(70, 5), images(2000, 6)
+    arguments = {"weights": 3, "policy": "all"}
+    free, auto = (
+        bitsplit.quantize(network, few, bitsplit.BitSplit(error_compensation=False, **options), **arguments)
+        for options in ({"ridge": 0}, {})
+    )
+    assert error(auto, network, new) < error(free, network, new)
+
+
 def test_a_single_image_is_fitted_freely(network: nn.Module) -> None:
     single = images(1, 5)
     results = [

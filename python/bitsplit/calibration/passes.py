@@ -161,11 +161,12 @@ def collect_statistics(
     return tuple(_from_weight(sums.statistics(), task.weight) for sums in moments)
 
 
-def _cut_images(x: Tensor, y: Tensor, parts: int, spatial: int) -> list[tuple[Tensor, Tensor]]:
+def _cut_images(x: Tensor, y: Tensor | None, parts: int, spatial: int) -> list[tuple[Tensor, Tensor | None]]:
     """A layer's input and output in ``parts`` along the images, or fewer where there are fewer images."""
     if x.dim() <= spatial + 1:  # one image, without a batch dimension
         return [(x, y)]
-    return list(zip(x.chunk(parts), y.chunk(parts), strict=True))
+    inputs = x.chunk(parts)
+    return list(zip(inputs, [None] * len(inputs) if y is None else y.chunk(parts), strict=True))
 
 
 def _finite(sums: _Moments) -> bool:
