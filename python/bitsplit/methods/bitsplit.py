@@ -2,9 +2,10 @@
 
 A layer's rows are fitted one by one: minimise f(s, q) = || y - s q^T X ||^2 over a scale s and integers q.
 Only G = X X^T and C = X Y^T are needed.  The paper alternates over ternary bit planes from one start.  The
-default here fits the inputs of the *quantized* predecessors to the *float* responses and lets a re-fitted
-bias absorb the means.  It rounds one coordinate after the other with error feedback at several scales,
-polishes the most promising by coordinate descent over all levels, and looks around the best by tabu search.
+default here fits the inputs of the *quantized* predecessors to the *float* responses, lets a re-fitted bias
+absorb the means, and holds the weights as near to the float ones as images that they were not fitted to ask
+for.  It rounds one coordinate after the other with error feedback at several scales, polishes the most
+promising by coordinate descent over all levels, and looks around the best by tabu search.
 """
 
 from __future__ import annotations
