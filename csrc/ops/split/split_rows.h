@@ -57,30 +57,48 @@ BITSPLIT_SIMD inline void load_digits(const int8_t* digits, Vector<T>& numbers) 
   numbers = __builtin_convertvector(wide, Vector<T>);
 }
 
+// `subtract_product` in vectors of so many bytes: those of the machine, because compilers spill wider ones to
+// memory, at a fiftieth of the speed. Of the width no sum depends.
+template <int64_t bytes, class T>
+BITSPLIT_SIMD inline void subtract_product_in(T* out, const T* left, int64_t rows, const T* panel,
+                                              int64_t blocks) {
+  typedef T Native __attribute__((vector_size(bytes), aligned(sizeof(T)), may_alias));
+  constexpr int64_t lanes = bytes / sizeof(T), vectors = bytes == 64 ? 4 : 2, width = vectors * lanes;
+  for (int64_t block = 0; block < blocks; ++block) {
+    for (int64_t column = 0; column < kBlock; column += width) {
+      for (int64_t row = 0; row < rows; row += kRowsAtOnce) {
+        Native sum[kRowsAtOnce][vectors] = {};
+        const T* const x = left + (block * rows + row) * kBlock;
+        for (int64_t n = 0; n < kBlock; ++n) {
+          const T* const source = panel + (block * kBlock + n) * kBlock + column;
+          for (int64_t r = 0; r < kRowsAtOnce; ++r)
+            for (int64_t v = 0; v < vectors; ++v)
+              sum[r][v] += x[r * kBlock + n] * *reinterpret_cast<const Native*>(source + v * lanes);
+        }
+        T* const target = out + row * kBlock + column;
+        for (int64_t r = 0; r < kRowsAtOnce; ++r)
+          for (int64_t v = 0; v < vectors; ++v)
+            *reinterpret_cast<Native*>(target + r * kBlock + v * lanes) -= sum[r][v];
+      }
+    }
+  }
+}
+
 // out[r, 0..63] -= sum over n of left[r, n] * panel[n, 0..63], n over the first 64 * blocks columns. `left`
 // lies in blocks of 64 columns, [blocks, rows, 64], and rows is a multiple of kRowsAtOnce.
 template <class T>
 void subtract_product(T* out, const T* left, int64_t rows, const T* panel, int64_t blocks) {
-  constexpr int64_t lanes = Vectors<T>::lanes, vectors = 4, width = vectors * lanes;
-  simd::run_fused([&]() BITSPLIT_SIMD {
-    for (int64_t block = 0; block < blocks; ++block) {
-      for (int64_t column = 0; column < kBlock; column += width) {
-        for (int64_t row = 0; row < rows; row += kRowsAtOnce) {
-          Vector<T> sum[kRowsAtOnce][vectors] = {};
-          const T* const x = left + (block * rows + row) * kBlock;
-          for (int64_t n = 0; n < kBlock; ++n) {
-            const T* const source = panel + (block * kBlock + n) * kBlock + column;
-            for (int64_t r = 0; r < kRowsAtOnce; ++r)
-              for (int64_t v = 0; v < vectors; ++v)
-                sum[r][v] += x[r * kBlock + n] * vector_at(source + v * lanes);
-          }
-          T* const target = out + row * kBlock + column;
-          for (int64_t r = 0; r < kRowsAtOnce; ++r)
-            for (int64_t v = 0; v < vectors; ++v) vector_at(target + r * kBlock + v * lanes) -= sum[r][v];
-        }
-      }
-    }
-  });
+  switch (simd::best_level()) {
+    case simd::Level::avx512:
+      return simd::run_fused([&]()
+                                 BITSPLIT_SIMD { subtract_product_in<64>(out, left, rows, panel, blocks); });
+    case simd::Level::avx2:
+      return simd::run_fused([&]()
+                                 BITSPLIT_SIMD { subtract_product_in<32>(out, left, rows, panel, blocks); });
+    case simd::Level::baseline:
+      return simd::run_fused([&]()
+                                 BITSPLIT_SIMD { subtract_product_in<16>(out, left, rows, panel, blocks); });
+  }
 }
 
 // residual[0..63] -= sum of amount * panel[column, 0..63] over the changes, in their order.
