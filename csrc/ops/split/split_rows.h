@@ -101,22 +101,42 @@ void subtract_product(T* out, const T* left, int64_t rows, const T* panel, int64
   }
 }
 
+// `subtract_changes` in vectors of so many bytes.
+template <int64_t bytes, class T>
+BITSPLIT_SIMD inline void subtract_changes_in(T* residual, const Change<T>* changes, int64_t count,
+                                              const T* panel) {
+  typedef T Native __attribute__((vector_size(bytes), aligned(sizeof(T)), may_alias));
+  constexpr int64_t lanes = bytes / sizeof(T), vectors = kBlock / lanes;
+  constexpr int64_t in_turn = vectors < 8 ? vectors : 8;  // what registers hold
+  for (int64_t begin = 0; begin < vectors; begin += in_turn) {
+    Native sum[in_turn];
+    T* const target = residual + begin * lanes;
+    for (int64_t v = 0; v < in_turn; ++v) sum[v] = *reinterpret_cast<const Native*>(target + v * lanes);
+    for (int64_t i = 0; i < count; ++i) {
+      const T* const source = panel + changes[i].column * kBlock + begin * lanes;
+      if (i + kAhead < count) {
+        const T* const ahead = panel + changes[i + kAhead].column * kBlock + begin * lanes;
+        for (int64_t v = 0; v < in_turn; ++v) __builtin_prefetch(ahead + v * lanes);
+      }
+      for (int64_t v = 0; v < in_turn; ++v)
+        sum[v] -= changes[i].amount * *reinterpret_cast<const Native*>(source + v * lanes);
+    }
+    for (int64_t v = 0; v < in_turn; ++v) *reinterpret_cast<Native*>(target + v * lanes) = sum[v];
+  }
+}
+
 // residual[0..63] -= sum of amount * panel[column, 0..63] over the changes, in their order.
 template <class T>
 BITSPLIT_SIMD inline void subtract_changes(T* residual, const Change<T>* changes, int64_t count,
                                            const T* panel) {
-  constexpr int64_t lanes = Vectors<T>::lanes, vectors = kBlock / lanes;
-  Vector<T> sum[vectors];
-  for (int64_t v = 0; v < vectors; ++v) sum[v] = vector_at(residual + v * lanes);
-  for (int64_t i = 0; i < count; ++i) {
-    const T* const source = panel + changes[i].column * kBlock;
-    if (i + kAhead < count) {
-      const T* const ahead = panel + changes[i + kAhead].column * kBlock;
-      for (int64_t v = 0; v < vectors; ++v) __builtin_prefetch(ahead + v * lanes);
-    }
-    for (int64_t v = 0; v < vectors; ++v) sum[v] -= changes[i].amount * vector_at(source + v * lanes);
+  switch (simd::best_level()) {
+    case simd::Level::avx512:
+      return subtract_changes_in<64>(residual, changes, count, panel);
+    case simd::Level::avx2:
+      return subtract_changes_in<32>(residual, changes, count, panel);
+    case simd::Level::baseline:
+      return subtract_changes_in<16>(residual, changes, count, panel);
   }
-  for (int64_t v = 0; v < vectors; ++v) vector_at(residual + v * lanes) = sum[v];
 }
 
 // Eight columns a byte each, as one number: a place in it is the place of a column.
