@@ -266,16 +266,48 @@ TYPED_TEST(SplitKernels, BestDigitsOfAVectorAreThoseOfTheCore) {
     digits[n] = static_cast<int8_t>(n % 15 - 7);
   }
   residual[1] = 1;  // a tie: 1 / (0.5 * 4) = 0.5 above the digit -6
-  Differences<T> differences;
   const Levels<T> levels{T(-7), T(5)};
-  best_digits(residual, digits, inverse, T(2), levels, best, differences);
-  int64_t first = Vectors<T>::lanes;
-  for (int64_t n = Vectors<T>::lanes - 1; n >= 0; --n) {
-    EXPECT_EQ(best[n], best_digit(T(digits[n]), residual[n], inverse[n], T(2), levels));
-    if (best[n] != digits[n]) first = n;
+  const auto check = [&](auto bytes) {
+    Differences<T> differences;
+    best_digits<bytes>(residual, digits, inverse, T(2), levels, best, differences);
+    int64_t first = kTogether<T>;
+    for (int64_t n = kTogether<T> - 1; n >= 0; --n) {
+      EXPECT_EQ(best[n], best_digit(T(digits[n]), residual[n], inverse[n], T(2), levels));
+      if (best[n] != digits[n]) first = n;
+    }
+    EXPECT_EQ(differences.first(0), first);
+    EXPECT_EQ(best[1], -6);
+  };
+  check(simd::Width<16>{});
+  check(simd::Width<32>{});
+  check(simd::Width<64>{});
+}
+
+// Sums have the same lanes at every width, so every machine adds in the same order.
+TYPED_TEST(SplitKernels, ProductsAreTheSameBitsAtEveryWidth) {
+  using T = TypeParam;
+  std::mt19937 random(8);
+  std::normal_distribution<double> normal;
+  T cross[kBlock], residual[kBlock];
+  int8_t codes[kBlock];
+  for (int n = 0; n < kBlock; ++n) {
+    cross[n] = static_cast<T>(normal(random));
+    residual[n] = static_cast<T>(normal(random));
+    codes[n] = static_cast<int8_t>(n % 15 - 7);
   }
-  EXPECT_EQ(differences.first(0), first);
-  EXPECT_EQ(best[1], -6);
+  const auto products = [&](auto bytes) {
+    Products sums;
+    add_products<bytes>(codes, cross, residual, sums);
+    return sums;
+  };
+  const Products narrow = products(simd::Width<16>{});
+  for (const Products& wide : {products(simd::Width<32>{}), products(simd::Width<64>{})}) {
+    EXPECT_EQ(narrow.cross, wide.cross);
+    EXPECT_EQ(narrow.residual, wide.residual);
+  }
+  double expected = 0;
+  for (int n = 0; n < kBlock; ++n) expected += static_cast<double>(codes[n]) * cross[n];
+  EXPECT_NEAR(narrow.cross, expected, 1e-9);
 }
 
 }  // namespace

@@ -31,8 +31,8 @@ BITSPLIT_SIMD inline int64_t best_move(const T* cross, const T* products, const 
                                        const Counter<T>* rests, int64_t columns, Yardstick<T> yardstick,
                                        Levels<T> levels, Counter<T> step) {
   // Lanes are spelled out, in loops that the compiler turns into vector instructions: it does not do so with
-  // comparisons of whole vectors. Two vectors side by side, so that one need not wait for the other.
-  constexpr int64_t lanes = 2 * Vectors<T>::lanes;
+  // comparisons of whole vectors. Twice the widest vectors, so that one need not wait for the other.
+  constexpr int64_t lanes = 2 * 64 / sizeof(T);
   const Counter<T> none = static_cast<Counter<T>>(columns);
   T most[lanes];
   Counter<T> winner[lanes];  // first column of the group of lanes

@@ -116,13 +116,14 @@ class Tile {
   }
 
   // Brings a block of the residual of a row up to date; to be inlined into code for one instruction set.
+  template <int bytes>
   BITSPLIT_SIMD T* up_to_date_residual(int64_t row, int64_t block) {
     T* const residual = &residual_[at(row, block * kBlock)];
     const std::vector<Change<T>>& queue = queue_[row];
     size_t& seen = seen_[block * rows_ + row];
     if (seen < queue.size())
-      subtract_changes(residual, queue.data() + seen, queue.size() - seen,
-                       problem_.gram.panel(group_, block));
+      subtract_changes<bytes>(residual, queue.data() + seen, queue.size() - seen,
+                              problem_.gram.panel(group_, block));
     seen = queue.size();
     return residual;
   }
@@ -131,10 +132,11 @@ class Tile {
   void take_stock() {
     for (const int64_t r : active_) products_[r] = {};
     for (int64_t block = 0; block < blocks_; ++block)
-      simd::run([&]() BITSPLIT_SIMD {
+      simd::run([&](auto bytes) BITSPLIT_SIMD {
         for (const int64_t r : active_) {
           const int64_t place = at(r, block * kBlock);
-          add_products(&codes_[place], &cross_[place], up_to_date_residual(r, block), products_[r]);
+          add_products<bytes>(&codes_[place], &cross_[place], up_to_date_residual<bytes>(r, block),
+                              products_[r]);
         }
       });
   }
@@ -160,11 +162,11 @@ class Tile {
     const int64_t first = block * kBlock;
     Change<T> moved[kBlock];
     int64_t count = 0;
-    simd::run([&]() BITSPLIT_SIMD {
-      count = sweep_block(up_to_date_residual(row, block), digits(plane, at(row, first)),
-                          &inverse_diagonal_[first], problem_.gram.square(group_, block),
-                          static_cast<T>(scale_[row] * plane_weight(plane)),
-                          levels_of_row<T>(io_.levels, row), moved);
+    simd::run([&](auto bytes) BITSPLIT_SIMD {
+      count = sweep_block<bytes>(up_to_date_residual<bytes>(row, block), digits(plane, at(row, first)),
+                                 &inverse_diagonal_[first], problem_.gram.square(group_, block),
+                                 static_cast<T>(scale_[row] * plane_weight(plane)),
+                                 levels_of_row<T>(io_.levels, row), moved);
     });
     if (count == 0) return;
     for (int64_t i = 0; i < count; ++i) {

@@ -20,7 +20,7 @@ class WeightRow {
  public:
   template <class T>
   WeightRow(const T* weight, const int8_t* codes, int64_t columns, double scale)
-      : scale(scale), weight_(round_up(columns, Vectors<double>::lanes)), code_(weight_.size()) {
+      : scale(scale), weight_(round_up(columns, kLanes)), code_(weight_.size()) {
     std::copy_n(weight, columns, weight_.begin());
     if (codes != nullptr) std::copy_n(codes, columns, code_.begin());
   }
@@ -52,16 +52,16 @@ class WeightRow {
     const int64_t size = weight_.size();
     const double *const weight = weight_.data(), *const code = code_.data();
     double dot = 0, norm = 0;
-    simd::run([&]() BITSPLIT_SIMD {
-      Vector<double> dots = {}, norms = {};
-      for (int64_t n = 0; n < size; n += Vectors<double>::lanes) {
-        dots += vector_at(weight + n) * vector_at(code + n);
-        norms += vector_at(code + n) * vector_at(code + n);
-      }
-      for (int64_t lane = 0; lane < Vectors<double>::lanes; ++lane) {
-        dot += dots[lane];
-        norm += norms[lane];
-      }
+    simd::run([&](auto bytes) BITSPLIT_SIMD {
+      LaneSums<bytes> dots, norms;
+      for (int64_t begin = 0; begin < size; begin += kLanes)
+        for (int64_t v = 0; v < dots.vectors; ++v) {
+          const int64_t n = begin + v * dots.lanes;
+          dots.sums[v] += vector_at<bytes>(weight + n) * vector_at<bytes>(code + n);
+          norms.sums[v] += vector_at<bytes>(code + n) * vector_at<bytes>(code + n);
+        }
+      dot = dots.total();
+      norm = norms.total();
     });
     if (dot > 0) scale = dot / norm;
   }

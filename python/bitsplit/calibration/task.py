@@ -70,6 +70,9 @@ class EngineLayerTask:
     def halves(self, inputs: Inputs) -> tuple[Statistics, Statistics]:
         return self._collected(inputs, None, 2)
 
+    def part_statistics(self, columns: slice, weight: Tensor) -> Statistics:
+        return collect_statistics(self._engine, self, True, cut=Cut.out_of(columns, weight))[0]
+
     def part_halves(self, columns: slice, weight: Tensor) -> tuple[Statistics, Statistics]:
         return collect_statistics(self._engine, self, True, parts=2, cut=Cut.out_of(columns, weight))
 

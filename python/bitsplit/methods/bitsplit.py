@@ -172,10 +172,10 @@ class BitSplit(WeightMethod):
         inputs: Inputs = "quantized" if self.error_compensation else "float"
         if not self._by_halves:
             return task.statistics(inputs, self.patches), 0.0 if self.ridge == "auto" else self.ridge
-        one, other = task.halves(inputs)
-        halves = (one.centred(), other.centred()) if self.refit_bias else (one, other)
-        choices = self._choices(task.weight_grid.bits)
-        return one + other, chosen_share(task.weight, halves, task.weight_grid, choices, self.damping)
+        halves, grid = task.halves(inputs), task.weight_grid
+        choices = self._choices(grid.bits)
+        share = chosen_share(task.weight, halves, grid, choices, self.damping, self.refit_bias)
+        return halves[0] + halves[1], share
 
     def _choices(self, bits: int) -> list[tuple[int, int]]:
         """The levels that a row may have."""

@@ -44,10 +44,16 @@ def chosen_share(
     grid: Grid,
     choices: list[tuple[int, int]],
     damping: float,
+    centre: bool,
 ) -> float:
-    """The share after which a larger one no longer helps the other half; 0 where one half is empty."""
+    """The share after which a larger one no longer helps the other half; 0 where one half is empty.
+
+    centre: whether a re-fitted bias will absorb the means.
+    """
     if any(half.count == 0 for half in halves):
         return 0.0
+    if centre:
+        halves = halves[0].centred(), halves[1].centred()
     seen = influential(weight, halves[0].gram + halves[1].gram)
     scale, levels = every_start(start_scales(seen, grid, MULTIPLES), choices[:1])
     best, least = 0.0, float("inf")

@@ -40,11 +40,14 @@ class LayerTask(Protocol):
     def halves(self, inputs: Inputs) -> tuple[Statistics, Statistics]:
         """Second moments from all patches, of one half of the images and of the other."""
 
-    def part_halves(self, columns: slice, weight: Tensor) -> tuple[Statistics, Statistics]:
+    def part_statistics(self, columns: slice, weight: Tensor) -> Statistics:
         """Of some columns of a linear layer's quantized inputs, and of what is left for them to answer.
 
         That is the float response less that of all other columns with ``weight`` [1, M, N].
         """
+
+    def part_halves(self, columns: slice, weight: Tensor) -> tuple[Statistics, Statistics]:
+        """The same of one half of the images and of the other."""
 
     def mean_error(self) -> Tensor:
         """The float response less that of the module as it is, mean over all positions, Tensor[g * M]."""

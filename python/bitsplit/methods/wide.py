@@ -47,12 +47,12 @@ def fit_in_parts(
     scale, levels = every_start(start_scales(task.weight, task.weight_grid, scales), choices)
     for begin in range(0, columns, width):
         part = slice(begin, min(begin + width, columns))
-        halves = task.part_halves(part, weight)
-        sums = halves[0] + halves[1]
-        if refit_bias:
-            halves = halves[0].centred(), halves[1].centred()
         if ridge == "auto":
-            ridge = chosen_share(weight[:, :, part], halves, task.weight_grid, choices, damping)
+            halves, grid = task.part_halves(part, weight), task.weight_grid
+            ridge = chosen_share(weight[:, :, part], halves, grid, choices, damping, refit_bias)
+            sums = halves[0] + halves[1]
+        else:
+            sums = task.part_statistics(part, weight)
         moments = held(weight[:, :, part], sums.centred() if refit_bias else sums, ridge)
         codes[:, :, part], scale, levels = rounded(weight[:, :, part], moments, scale, levels, damping)
         weight[:, :, part] = codes[:, :, part] * scale.unsqueeze(2)

@@ -28,22 +28,32 @@ SLACK = 1e-6  # of the budget: how far the solver may be beyond it
 
 @dataclass(frozen=True)
 class _Group:
-    """layers: by number.  widths: [combinations, layers].  losses, costs: [combinations]."""
+    """layers: by number.  widths: [combinations, layers].  losses, costs: [combinations].
+
+    begin: number of the first combination's variable.
+    """
 
     layers: tuple[int, ...]
     widths: np.ndarray
     losses: np.ndarray
     costs: np.ndarray
+    begin: int
+
+    @property
+    def variables(self) -> slice:
+        return slice(self.begin, self.begin + len(self.costs))
 
 
 def exact(question: Question) -> Answer:
     """The best choice, and the bound that proves it."""
     parts = _parts(question)
     inside, across = _by_part(question.pairs, parts)
-    groups = [_group(question, layers, inside, across) for layers in parts]
+    groups, columns = [], 0
+    for layers in parts:
+        groups.append(_group(question, layers, inside, across, columns))
+        columns = groups[-1].variables.stop
     losses = np.concatenate([*(group.losses for group in groups), list(across.values())])
     costs = np.concatenate([*(group.costs for group in groups), np.zeros(len(across))])
-    columns = len(costs) - len(across)
     whole = np.arange(len(costs)) < columns  # pairs follow from the rest
     one_each = np.repeat(np.arange(len(groups)), [len(group.costs) for group in groups])
     constraints = [
@@ -93,6 +103,7 @@ def _group(
     layers: tuple[int, ...],
     inside: Mapping[tuple[int, int], float],
     across: Mapping[tuple[int, int], float],
+    begin: int,
 ) -> _Group:
     """All combinations but those that cost and lose no less than another that looks alike from outside."""
     widths = np.array(list(itertools.product(range(question.losses.shape[1]), repeat=len(layers))))
@@ -109,17 +120,14 @@ def _group(
         if losses[number] < least.get(seen, np.inf):
             least[seen] = losses[number]
             kept.append(number)
-    return _Group(layers, widths[kept], losses[kept], costs[kept])
+    return _Group(layers, widths[kept], losses[kept], costs[kept], begin)
 
 
 def _widths(groups: list[_Group], x: np.ndarray) -> np.ndarray:
     """Of every layer, by the combination that the program chose for its group."""
     chosen = np.zeros(sum(len(group.layers) for group in groups), int)
-    begin = 0
     for group in groups:
-        part = x[begin : begin + len(group.costs)]
-        chosen[list(group.layers)] = group.widths[part.argmax()]
-        begin += len(part)
+        chosen[list(group.layers)] = group.widths[x[group.variables].argmax()]
     return chosen
 
 
@@ -130,12 +138,11 @@ def _pair_constraint(
 
     s_i, whether layer i has the smallest width, is the sum of the combinations of its group where it does.
     """
-    smallest = {}
-    begin = 0
-    for group in groups:
-        for place, layer in enumerate(group.layers):
-            smallest[layer] = begin + np.flatnonzero(group.widths[:, place] == 0)
-        begin += len(group.costs)
+    smallest = {
+        layer: group.begin + np.flatnonzero(group.widths[:, place] == 0)
+        for group in groups
+        for place, layer in enumerate(group.layers)
+    }
     width, rows, lowest = columns + len(across), [], []
     for number, (pair, extra) in enumerate(across.items()):
         sets = [np.concatenate([smallest[i] for i in pair])] if extra >= 0 else [smallest[i] for i in pair]
