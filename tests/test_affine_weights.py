@@ -43,7 +43,7 @@ def one_row(weight: list[float], method: str, bits: int = 2) -> tuple[list[int],
 
 def errors_of(quantized: nn.Module) -> Tensor:
     """Of the layers' responses, relative to the float ones."""
-    return torch.tensor([layer.error for layer in quantized._bitsplit.layers])
+    return torch.tensor([layer.error for layer in bitsplit.report_of(quantized).layers])
 
 
 # ---- Methods ---------------------------------------------------------------------------------------------

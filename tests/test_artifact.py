@@ -13,6 +13,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import nn
 
+import bitsplit
 from bitsplit.artifact import load, read_manifest, save
 from bitsplit.network import FoldedNorm
 from bitsplit.quantizers import attach_weight_quantizer, set_weight
@@ -40,7 +41,7 @@ def test_a_loaded_model_gives_the_same_bits(name: str, method: str, tmp_path: Pa
     for key, value in mine.items():
         assert torch.equal(value, theirs[key]), key
         assert value.dtype == theirs[key].dtype, key
-    assert loaded._bitsplit == model._bitsplit
+    assert bitsplit.report_of(loaded) == bitsplit.report_of(model)
     assert {n for n, m in loaded.named_modules() if isinstance(m, FoldedNorm)} == {
         n for n, m in model.named_modules() if isinstance(m, FoldedNorm)
     }
@@ -90,7 +91,7 @@ def test_the_file_is_small_and_equal_models_give_equal_files(tmp_path: Path) -> 
     content = (tmp_path / "one.safetensors").read_bytes()
     assert content == (tmp_path / "two.safetensors").read_bytes()
     assert content == (tmp_path / "three.safetensors").read_bytes()
-    assert len(content) < 1.05 * model._bitsplit.plan.quantized_bytes + 100_000
+    assert len(content) < 1.05 * bitsplit.report_of(model).plan.quantized_bytes + 100_000
 
 
 def test_a_loaded_model_can_be_summarised_and_described(tmp_path: Path) -> None:
@@ -120,7 +121,7 @@ def test_the_codes_in_the_file_can_be_read_without_bitsplit(tmp_path: Path) -> N
 
 def test_computed_weights_are_stored_as_they_were_used(tmp_path: Path) -> None:
     model, images = quantized("computed", policy="all")
-    assert {"normed", "standardised"} <= {layer.name for layer in model._bitsplit.plan.layers}
+    assert {"normed", "standardised"} <= {layer.name for layer in bitsplit.report_of(model).plan.layers}
     save(model, tmp_path / "model.safetensors")
     assert read_manifest(tmp_path / "model.safetensors").plain_layers == {
         "normed": "plain",

@@ -283,9 +283,3 @@ def test_training_mode_and_hooks_are_left_alone() -> None:
     assert fold_norms(network).folded == {"1": "0"}
     assert model.training and model[1].training and not model[0]._forward_hooks
     assert torch.equal(model[1].running_mean, statistics)
-
-
-def test_an_unpickled_network_cannot_be_folded() -> None:
-    network = observe(nn.Sequential(conv(), nn.BatchNorm2d(4)), images())
-    with pytest.raises(FoldError, match="observe it again"):
-        fold_norms(pickle.loads(pickle.dumps(network)))

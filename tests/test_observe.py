@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import pickle
 from typing import Any
 
 import pytest
@@ -145,19 +144,6 @@ def test_layers_share_a_key_only_when_they_read_the_same_tensors_in_all_calls() 
     assert [unit.calls for unit in network.units if unit.name == "shared"] == [2]
 
 
-def test_residual_operands_feed_an_addition_also_through_their_norm() -> None:
-    def forward(m: nn.Module, x: Tensor) -> Tensor:
-        y = m.norm(m.second(F.relu(m.first(x))))
-        return m.tail(F.relu(y + m.shortcut(x)))
-
-    names = ("first", "second", "shortcut", "tail")
-    model = Net(forward, norm=nn.BatchNorm2d(4), **{name: layer() for name in names})
-    found = observe(model, images()).layers
-    assert {name: found[name].feeds_add for name in names} == {
-        "first": False, "second": True, "shortcut": True, "tail": False
-    }  # fmt: skip
-
-
 def test_several_outputs_have_each_their_last_layer_and_a_residual_output_only_one() -> None:
     def heads(m: nn.Module, x: Tensor) -> dict[str, Any]:
         y = F.relu(m.body(x))
@@ -201,13 +187,6 @@ def test_calls_are_nested_and_numbered() -> None:
     assert record.calls[inner.parent].name == "block" and record.calls[inner.parent].number == 1
     (convolution,) = (record.ops[number] for number in record.ops_in(inner))
     assert convolution.name == "convolution" and record.batch_size == 2
-
-
-def test_a_record_and_a_network_can_be_pickled() -> None:
-    network = observe(nn.Sequential(layer(), nn.ReLU(), layer()), images(), lambda model, batch: model(batch))
-    again = pickle.loads(pickle.dumps(network))
-    assert list(again.layers) == list(network.layers) and again.units == network.units
-    assert again.batch is None and again.record.calls == network.record.calls
 
 
 # Steps, batches and errors

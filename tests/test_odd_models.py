@@ -51,7 +51,7 @@ def test_a_float_layer_beside_one_with_per_channel_activations() -> None:
     quantized = bitsplit.quantize(net, inputs, ECAQ, **EIGHT, layers={"right": {"weights": None}})
     assert relative_error(quantized, net, inputs) < 1e-3
     assert quantized.left.input_quantizer is not quantized.right.input_quantizer
-    plan = quantized._bitsplit.plan
+    plan = bitsplit.report_of(quantized).plan
     assert [plan.quantizer_owner(plan.layer(name)) for name in ("left", "right", "linear")] == [
         "left",
         "right",
@@ -156,7 +156,7 @@ def test_channels_that_are_never_active(method: object) -> None:
         net[2].weight[:, :3] *= 20
     inputs = torch.randn(32, 3, 8, 8)
     quantized = bitsplit.quantize(net, inputs, method, weights=4, activations=8, policy="all")
-    assert max(layer.error for layer in quantized._bitsplit.layers) < 0.02
+    assert max(layer.error for layer in bitsplit.report_of(quantized).layers) < 0.02
 
 
 @pytest.mark.parametrize("inplace", [False, True])
@@ -199,7 +199,7 @@ def test_a_layer_that_two_blocks_share(images: Tensor, method: object) -> None:
     net = Net(forward, stem=layer(3, 4), **blocks, shared=shared, last=layer(4, 2)).eval()
     quantized = bitsplit.quantize(net, images, method, **EIGHT)
     assert len(bitsplit.codes(quantized)) == 5
-    assert max(layer.error for layer in quantized._bitsplit.layers) < 1e-2
+    assert max(layer.error for layer in bitsplit.report_of(quantized).layers) < 1e-2
     assert relative_error(quantized, net, images) < 1e-3
     again = bitsplit.quantize(net, images, method, **EIGHT, memory=0)
     assert torch.equal(again(images), quantized(images))
@@ -255,12 +255,12 @@ def test_autocast_around_the_call_does_not_count(model: nn.Module, images: Tenso
 
 def test_huge_values_have_finite_errors(model: nn.Module, images: Tensor) -> None:
     quantized = bitsplit.quantize(model, images * 1e20, "minmax", weights=4)
-    assert all(0 < layer.error < 1 for layer in quantized._bitsplit.layers)
+    assert all(0 < layer.error < 1 for layer in bitsplit.report_of(quantized).layers)
 
 
 def test_images_and_labels_as_a_pair_of_tensors(model: nn.Module, images: Tensor) -> None:
     quantized = bitsplit.quantize(model, (images, torch.arange(len(images))), "minmax")
-    assert quantized._bitsplit.data["images"] == len(images)
+    assert bitsplit.report_of(quantized).data["images"] == len(images)
     assert torch.equal(quantized(images), bitsplit.quantize(model, images, "minmax")(images))
 
 

@@ -108,7 +108,7 @@ def test_code_that_takes_no_half_precision_is_told_what_helps():
 
     with pytest.raises(CalibrationError, match=r"2: brecq failed: .*try precision='fp32'"):
         learned("bf16")
-    assert [piece.name for piece in learned("fp32")._bitsplit.pieces] == ["0", "2"]
+    assert [piece.name for piece in bitsplit.report_of(learned("fp32")).pieces] == ["0", "2"]
 
 
 @pytest.fixture

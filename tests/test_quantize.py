@@ -139,7 +139,7 @@ def test_per_channel_activation_scales_help_when_channels_differ(model: nn.Modul
     def error(method: bitsplit.BitSplit) -> float:
         layers = {"depthwise": {"weights": 8, "activations": 4}, "fc": {"weights": None, "activations": None}}
         quantized = bitsplit.quantize(model, images, method, weights=None, layers=layers)
-        return quantized._bitsplit.layer("depthwise").error
+        return bitsplit.report_of(quantized).layer("depthwise").error
 
     assert error(bitsplit.BitSplit(ecaq=True)) < 0.5 * error(bitsplit.BitSplit())
 

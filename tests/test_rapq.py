@@ -112,10 +112,10 @@ class TestMethod:
 
     def test_every_scale_is_a_power_of_two(self, model, images):
         learned = self.quantized(model, images, bitsplit.Rapq(**self.OPTIONS))
-        assert learned._bitsplit.plan.recipe.power_of_two
-        assert learned._bitsplit.plan.rule == "qdrop"
+        assert bitsplit.report_of(learned).plan.recipe.power_of_two
+        assert bitsplit.report_of(learned).plan.rule == "qdrop"
         assert all(site.exponents is not None for site in bitsplit.scales(learned).values())
-        pieces = learned._bitsplit.pieces
+        pieces = bitsplit.report_of(learned).pieces
         assert sum(piece.after for piece in pieces) < 0.95 * sum(piece.before for piece in pieces)
 
     def test_chosen_codes_keep_their_exponents(self, model, images):

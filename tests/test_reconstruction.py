@@ -32,7 +32,7 @@ PIECES = {
 def test_learning_lowers_the_error_of_its_pieces(model, images, name, activations):
     method = METHODS[name]
     learned = bitsplit.quantize(model, images, method, weights=3, activations=activations)
-    pieces = learned._bitsplit.pieces
+    pieces = bitsplit.report_of(learned).pieces
     assert [piece.name for piece in pieces] == PIECES[method.granularity]
     assert all(piece.after <= piece.before for piece in pieces)
     assert sum(piece.after for piece in pieces) < 0.9 * sum(piece.before for piece in pieces)
@@ -116,7 +116,7 @@ def test_a_killed_run_goes_on_to_the_same_bits(model, images, tmp_path, name, at
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     resumed = bitsplit.quantize(model, images, METHODS[name], weights=3, activations=4, checkpoint=folder)
     assert same(resumed, whole)
-    assert [piece.name for piece in resumed._bitsplit.pieces] == PIECES[METHODS[name].granularity]
+    assert [piece.name for piece in bitsplit.report_of(resumed).pieces] == PIECES[METHODS[name].granularity]
 
 
 class TestChains:
@@ -128,10 +128,11 @@ class TestChains:
     def test_and_improves_on_them(self, model, images):
         chain = ["bitsplit", bitsplit.Brecq(iterations=300, rate=0.01)]
         learned = bitsplit.quantize(model, images, chain, weights=2)
-        pieces = {piece.name: piece for piece in learned._bitsplit.pieces}
+        pieces = {piece.name: piece for piece in bitsplit.report_of(learned).pieces}
         assert any(piece.after < piece.before for piece in pieces.values())
         alone = bitsplit.quantize(model, images, METHODS["brecq"], weights=2)
-        assert pieces["first"].before < next(p.before for p in alone._bitsplit.pieces if p.name == "first")
+        (first,) = (piece for piece in bitsplit.report_of(alone).pieces if piece.name == "first")
+        assert pieces["first"].before < first.before
 
 
 class TestUnusualPieces:
@@ -139,7 +140,7 @@ class TestUnusualPieces:
         net = Net(lambda m, x: m.fc(m.block(m.block(m.stem(x))).mean((2, 3))),
                   stem=layer(3, 8), block=Block(), fc=nn.Linear(8, 3)).eval()  # fmt: skip
         learned = bitsplit.quantize(net, images, METHODS["brecq"], weights=3, activations=4)
-        (piece,) = [piece for piece in learned._bitsplit.pieces if piece.name == "block"]
+        (piece,) = [piece for piece in bitsplit.report_of(learned).pieces if piece.name == "block"]
         assert piece.after < piece.before
 
     def test_a_layer_without_batch_axis_in_front(self):
@@ -161,13 +162,13 @@ class TestUnusualPieces:
         ).eval()  # fmt: skip
         tokens = torch.randn(16, 3, 4, 4)
         learned = bitsplit.quantize(net, tokens, METHODS["brecq"], weights=3, activations=8, batch_size=8)
-        (piece,) = [piece for piece in learned._bitsplit.pieces if piece.name == "attention"]
+        (piece,) = [piece for piece in bitsplit.report_of(learned).pieces if piece.name == "attention"]
         assert piece.after < piece.before
 
     def test_images_of_different_sizes(self, model):
         sizes = [torch.randn(6, 3, 8, 8), torch.randn(6, 3, 12, 8), torch.randn(4, 3, 8, 8)]
         learned = bitsplit.quantize(model, sizes, METHODS["qdrop"], weights=3, activations=4)
-        blocks = [piece for piece in learned._bitsplit.pieces if piece.name in ("first", "second")]
+        blocks = [piece for piece in bitsplit.report_of(learned).pieces if piece.name in ("first", "second")]
         assert all(piece.after < piece.before for piece in blocks) and len(blocks) == 2
 
     def test_a_block_with_two_inputs(self, images):
@@ -184,13 +185,13 @@ class TestUnusualPieces:
             a=layer(3, 8), b=layer(3, 8), gate=Gate(), fc=nn.Linear(8, 3),
         ).eval()  # fmt: skip
         learned = bitsplit.quantize(net, images, METHODS["qdrop"], weights=3, activations=4)
-        (piece,) = [piece for piece in learned._bitsplit.pieces if piece.name == "gate"]
+        (piece,) = [piece for piece in bitsplit.report_of(learned).pieces if piece.name == "gate"]
         assert piece.after < piece.before
 
     def test_float_layers_are_left_alone(self, model, images):
         layers = {"second.*": {"weights": None, "activations": None}}
         learned = bitsplit.quantize(model, images, METHODS["brecq"], weights=3, activations=4, layers=layers)
-        assert [piece.name for piece in learned._bitsplit.pieces] == ["stem", "first", "fc"]
+        assert [piece.name for piece in bitsplit.report_of(learned).pieces] == ["stem", "first", "fc"]
         assert torch.equal(learned.second.one.weight, model.second.one.weight)
 
     @pytest.mark.parametrize("groups", [1, 2])
@@ -201,7 +202,7 @@ class TestUnusualPieces:
         ).eval()  # fmt: skip
         method = bitsplit.Brecq(iterations=300, rate=0.01, step_iterations=0)
         learned = bitsplit.quantize(net, images, method, weights=3, activations=4)
-        (piece,) = [piece for piece in learned._bitsplit.pieces if piece.name == "up"]
+        (piece,) = [piece for piece in bitsplit.report_of(learned).pieces if piece.name == "up"]
         assert piece.after < piece.before
 
 
@@ -240,8 +241,8 @@ def test_a_collapse_is_learned_again_and_said(model, images):
     chain = ["bitsplit", bitsplit.Brecq(iterations=40, rate=0.01, bias_rate=5.0)]
     with pytest.warns(UserWarning, match="collapsed"):
         learned = bitsplit.quantize(model, images, chain, weights=4)
-    assert all(piece.after <= piece.before for piece in learned._bitsplit.pieces)
-    assert any("learned again" in piece.remark for piece in learned._bitsplit.pieces)
+    assert all(piece.after <= piece.before for piece in bitsplit.report_of(learned).pieces)
+    assert any("learned again" in piece.remark for piece in bitsplit.report_of(learned).pieces)
 
 
 class TestShortcuts:
@@ -268,7 +269,7 @@ class TestShortcuts:
         bitsplit.save(quantized, tmp_path / "net.safetensors")
         loaded = bitsplit.load(tmp_path / "net.safetensors", Residual().eval())
         assert torch.equal(loaded(images), quantized(images))
-        assert loaded._bitsplit.pieces == quantized._bitsplit.pieces
+        assert bitsplit.report_of(loaded).pieces == bitsplit.report_of(quantized).pieces
 
     def test_in_place(self, model, images):
         expected = bitsplit.quantize(model, images, METHODS["qdrop"], weights=4, activations=4)
@@ -286,8 +287,9 @@ class TestShortcuts:
 def test_what_features_took_stands_beside_the_forecast(model, images, memory):
     def features(method) -> dict[str, int]:
         quantized = bitsplit.quantize(model, images, method, weights=3, activations=4, memory=memory)
-        assert f"features {quantized._bitsplit.features['used'] / 2**20:.1f} MiB" in str(summary(quantized))
-        return quantized._bitsplit.features
+        found = bitsplit.report_of(quantized).features
+        assert f"features {found['used'] / 2**20:.1f} MiB" in str(summary(quantized))
+        return found
 
     two_outputs_of_both_models = 2 * 2 * 40 * 8 * 8 * 8 * 4
     assert features("minmax") == {"forecast": two_outputs_of_both_models, "used": two_outputs_of_both_models}

@@ -27,7 +27,7 @@ def test_a_start_that_is_kept_is_the_start(images, bias):
     chain = [start, bitsplit.Brecq(iterations=40, rate=0.01, bias_rate=50.0)]
     with pytest.warns(UserWarning, match="collapsed"):
         learned = bitsplit.quantize(net, images, chain, weights=4)
-    assert all("kept its start" in piece.remark for piece in learned._bitsplit.pieces)
+    assert all("kept its start" in piece.remark for piece in bitsplit.report_of(learned).pieces)
     assert same(learned, bitsplit.quantize(net, images, start, weights=4))
 
 
@@ -49,7 +49,7 @@ def test_a_loss_that_is_no_number_ends_learning(model, images, method, rates):
     with pytest.warns(UserWarning, match="collapsed"):
         learned = bitsplit.quantize(model, images, chain, weights=3, activations=4)
     assert torch.isfinite(learned(images)).all()
-    assert all(piece.after <= piece.before for piece in learned._bitsplit.pieces)
+    assert all(piece.after <= piece.before for piece in bitsplit.report_of(learned).pieces)
 
 
 class Wide(nn.Module):
@@ -143,7 +143,7 @@ def test_a_layer_that_some_calls_do_not_reach(images):
               stem=layer(3, 8), b=Deep(), fc=nn.Linear(8, 3)).eval()  # fmt: skip
     for name in ("brecq with scales", "qdrop", "flexround"):
         learned = bitsplit.quantize(net, images, METHODS[name], weights=3, activations=4)
-        assert all(piece.after <= piece.before for piece in learned._bitsplit.pieces)
+        assert all(piece.after <= piece.before for piece in bitsplit.report_of(learned).pieces)
 
 
 def test_inputs_by_keyword_are_mixed_too(images, monkeypatch):
@@ -202,7 +202,7 @@ def test_arrays_among_the_arguments(images):
     net = Net(lambda m, x: m.fc(m.b(torch.relu(m.stem(x)), numpy.ones(2)).mean((2, 3))),
               stem=layer(3, 8), b=Scaled(), fc=nn.Linear(8, 3)).eval()  # fmt: skip
     learned = bitsplit.quantize(net, images, METHODS["brecq"], weights=3, batch_size=8)
-    assert "b" in [piece.name for piece in learned._bitsplit.pieces]
+    assert "b" in [piece.name for piece in bitsplit.report_of(learned).pieces]
 
 
 def test_batches_of_one_image_are_drawn_from_like_others(model, images):

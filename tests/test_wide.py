@@ -31,7 +31,7 @@ def parts_of(width: int, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def errors(model: nn.Module) -> list[float]:
-    return [layer.error for layer in model._bitsplit.layers]
+    return [layer.error for layer in bitsplit.report_of(model).layers]
 
 
 @pytest.mark.parametrize("options", [{}, {"refit_bias": False}, {"ecaq": True}])

@@ -29,7 +29,7 @@ from bitsplit.methods import (
 from bitsplit.plan import Plan
 from bitsplit.quantizers import codes, scales
 from bitsplit.recipe import Recipe
-from bitsplit.report import QuantizationReport, summary
+from bitsplit.report import QuantizationReport, report_of, summary
 from bitsplit.widths import Budget, MixedPlan, Sensitivities, mixed, sensitivities
 
 __all__ = [
@@ -65,6 +65,7 @@ __all__ = [
     "mixed",
     "plan",
     "quantize",
+    "report_of",
     "save",
     "scales",
     "sensitivities",

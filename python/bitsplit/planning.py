@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from bitsplit.document import nearest
 from bitsplit.errors import RecipeError
-from bitsplit.methods.base import Method, WeightLevels
+from bitsplit.methods.base import Method, WeightMethod
 from bitsplit.network.sources import fed_only_by
 from bitsplit.plan import LayerPlan, Levels, Plan, UncoveredPart, UnitPlan
 from bitsplit.policies import AFTER_FIRST, FIRST, LAST, POLICIES, Choice, Place, Policy
@@ -25,17 +25,18 @@ def make_plan(network: Network, recipe: Recipe) -> Plan:
     Raises:
         RecipeError: an override matches no layer, or nothing would be quantized.
     """
-    policy = POLICIES[own_policy(recipe.method) if recipe.policy == "paper" else recipe.policy]
+    policy = POLICIES[_own_policy(recipe.method) if recipe.policy == "paper" else recipe.policy]
     overrides = _overrides_by_layer(recipe, list(network.layers))
     places = _places(network)
-    weight_levels = _weight_levels(recipe.method)
+    starting = next((method.starting for method in recipe.method if method.starting is not None), None)
+    weight_levels = "symmetric" if starting is None else starting.levels
     keys: dict[tuple[Any, ...], int] = {}
     in_weights = any(method.scales_in_weights for method in recipe.method)
     layers = []
     for name, layer in network.layers.items():
         weights, activations = _choose(policy, recipe, places[name], overrides[name])
         weight = layer.module.weight.detach()
-        levels = None if activations.bits is None else _levels(layer, recipe.method)
+        levels = None if activations.bits is None else _levels(layer, starting)
         sharing = (layer.input_key, activations.bits, levels)
         if in_weights:  # a quantizer's scales lie in the weights that read it, channel by channel
             sharing = (*sharing, weights.bits is None, layer.kind.spatial)
@@ -94,9 +95,9 @@ def _why_nothing(network: Network) -> str:
     return f"no layer of the model can be; {'; '.join(reasons[:3])}"
 
 
-def own_policy(chain: tuple[Method, ...]) -> str:
-    """What "paper" means for a chain: the rule of its last method that has one beyond Bit-Split's."""
-    return next((method.policy for method in reversed(chain) if method.policy != "bitsplit"), "bitsplit")
+def _own_policy(chain: tuple[Method, ...]) -> str:
+    """What "paper" means for a chain: the rule of the last method that has one."""
+    return next((method.policy for method in reversed(chain) if method.policy is not None), "bitsplit")
 
 
 def _choose(
@@ -145,17 +146,11 @@ def _places(network: Network) -> dict[str, list[Place]]:
     }
 
 
-def _weight_levels(chain: tuple[Method, ...]) -> WeightLevels:
-    """What the first method that sets weights asks for."""
-    return next((method.levels for method in chain if hasattr(method, "levels")), "symmetric")
-
-
-def _levels(layer: Layer, chain: tuple[Method, ...]) -> Levels:
+def _levels(layer: Layer, starting: WeightMethod | None) -> Levels:
     """Unsigned where the input is proven nonnegative; else a zero point where the method can place one."""
     if layer.nonnegative:
         return "unsigned"
-    activation_methods = [method.activations for method in chain if hasattr(method, "activations")]
-    can_place_zero = bool(activation_methods) and activation_methods[0].zero_point
+    can_place_zero = starting is not None and starting.activations.zero_point
     return "affine" if can_place_zero else "signed"
 
 

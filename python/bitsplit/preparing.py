@@ -3,60 +3,87 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
+from bitsplit.calibration.checkpoint import Checkpoint
+from bitsplit.calibration.engine import Engine
+from bitsplit.calibration.fingerprint import run_fingerprint
 from bitsplit.data import Batches, as_batches
-from bitsplit.device import checked_device, device_of, to_device
+from bitsplit.device import checked_device, device_of, free_memory, to_device
 from bitsplit.distillation import Distilled
 from bitsplit.document import explain
 from bitsplit.errors import ModelError, RecipeError
+from bitsplit.methods.base import Method
 from bitsplit.network import Network, bake_effective_weights, fold_norms, observe, untie_layers
 from bitsplit.ops.precision import computing_in
+from bitsplit.plan import Plan
+from bitsplit.planning import make_plan
 from bitsplit.quantizers import quantized_layers
 from bitsplit.recipe import Recipe
+from bitsplit.report.results import QuantizationReport
 
 Model = TypeVar("Model", bound=nn.Module)
+Verb = TypeVar("Verb", bound=Callable[..., Any])
 Step = Callable[[nn.Module, Any], Any]
 
-EXACTLY = computing_in("fp32", torch.device("cpu"))  # on cards too: torch's default there, TF32, is 1e-3 off
+
+def undisturbed(verb: Verb) -> Verb:
+    """``verb`` as it is outside of autocast and inference mode, and in float32.
+
+    On cards too: torch's default there, TF32, is 1e-3 off.
+    """
+    for kind in ("cpu", "cuda"):
+        verb = torch.autocast(kind, enabled=False)(verb)
+    return computing_in("fp32", torch.device("cpu"))(torch.inference_mode(False)(verb))
+
+
+class Unsaid(Enum):
+    """The default of bits, of which None means float."""
+
+    UNSAID = "as in the recipe, or as a recipe has it"
+
+    def __repr__(self) -> str:
+        return "UNSAID"
+
+
+UNSAID = Unsaid.UNSAID
+AskedBits = int | None | Unsaid
 
 
 def recipe_of(
     method: Any,
-    effort: str | None,
-    weights: int | None,
-    activations: int | None,
-    policy: str,
-    power_of_two: bool,
-    layers: Mapping[str, Mapping[str, Any]] | None,
-    seed: int,
+    weights: AskedBits = UNSAID,
+    activations: AskedBits = UNSAID,
+    power_of_two: bool = False,
+    **others: Any,
 ) -> Recipe:
-    asked = {"weights": weights, "activations": activations, "policy": policy, "seed": seed}
-    asked |= {"power_of_two": power_of_two, "layers": layers or {}}
+    """``method`` where it is a whole recipe; else that of what was said: of ``others`` what is not empty."""
+    bits = {"weights": weights, "activations": activations}
+    asked = {name: value for name, value in bits.items() if value is not UNSAID}
+    asked |= {name: value for name, value in others.items() if value not in (None, {})}
+    if power_of_two:
+        asked["power_of_two"] = True
     if isinstance(method, Recipe):
-        asked["effort"] = effort
-        contrary = [name for name, value in asked.items() if value != getattr(Recipe(), name, None)]
-        if contrary:
-            raise RecipeError(f"the recipe says everything; leave out {', '.join(contrary)} or the recipe")
+        if asked:
+            raise RecipeError(f"the recipe says everything; leave out {', '.join(asked)} or the recipe")
         return method
-    if method is None:
-        asked["effort"] = effort or "fast"
-        if policy == "paper":
-            del asked["policy"]
-    else:
-        asked |= {"method": method, "effort": effort}
+    if method is not None:
+        asked["method"] = method
     try:
         return Recipe(**asked)
     except ValidationError as error:
         raise RecipeError(explain(error)) from None
 
 
-def batches_of(
+def _batches_of(
     model: nn.Module,
     data: Any,
     batch_size: int | None,
@@ -102,3 +129,48 @@ def observed_copy(
     network = bake_effective_weights(network)
     fold_norms(network)
     return network, copy.deepcopy(student)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Everything that a run works on.  teacher: the folded float model, the twin of the network's."""
+
+    recipe: Recipe
+    batches: Batches
+    step: Step | None
+    network: Network
+    teacher: nn.Module
+    plan: Plan
+
+    @classmethod
+    def of(
+        cls,
+        model: nn.Module,
+        data: Any,
+        recipe: Recipe,
+        *,
+        step: Step | None,
+        device: torch.device | str | None,
+        batch_size: int | None,
+    ) -> Prepared:
+        """``model`` stays as it is."""
+        batches = _batches_of(model, data, batch_size, step, device, recipe.seed)
+        network, teacher = observed_copy(model, batches, step or call_model, device)
+        return cls(recipe, batches, step, network, teacher, make_plan(network, recipe))
+
+    def run(
+        self,
+        chain: Sequence[Method],
+        checkpoint: str | Path | None,
+        memory: int | None,
+        **also: Any,
+    ) -> QuantizationReport:
+        """Walk ``chain`` over the network.  also: what else a checkpoint must have in common."""
+        saved = None
+        if checkpoint is not None:
+            fingerprint = run_fingerprint(self.teacher, self.batches, self.recipe, self.step)
+            saved = Checkpoint(Path(checkpoint), fingerprint | also)
+        return Engine(
+            self.network, self.teacher, self.plan, list(chain), self.batches, self.step or call_model,
+            seed=self.recipe.seed, memory=free_memory() // 4 if memory is None else memory, checkpoint=saved,
+        ).run()  # fmt: skip

@@ -57,11 +57,11 @@ class Recipe(Document):
         layers: overrides by wildcard on layer names; where several match, the later one wins, field by field.
         seed: of everything that is drawn at random.
 
-    Instead of a method ``effort`` may be given: "fast", "normal" or "best" (``bitsplit.methods.presets``).
-    The recipe then holds the chain that this stands for.
+    Instead of a method ``effort`` may be given: "fast" (default), "normal" or "best"
+    (``bitsplit.methods.presets``).  The recipe then holds the chain that this stands for.
     """
 
-    method: tuple[SerializeAsAny[Method], ...] = Field(default="bitsplit", validate_default=True)
+    method: tuple[SerializeAsAny[Method], ...]
     weights: Bits | None = 4
     activations: Bits | None = None
     policy: PolicyName = "paper"
@@ -72,16 +72,16 @@ class Recipe(Document):
     @model_validator(mode="before")
     @classmethod
     def _method_of_effort(cls, fields: Any) -> Any:
-        if not isinstance(fields, dict) or "effort" not in fields:
+        if not isinstance(fields, dict):
             return fields
-        fields = dict(fields)
-        effort = fields.pop("effort")
-        if effort is None:
-            return fields
+        effort = fields.get("effort")
+        fields = {name: value for name, value in fields.items() if name != "effort"}
         if "method" in fields:
-            raise ValueError("'effort' chooses the method; leave out one of the two")
+            if effort is not None:
+                raise ValueError("'effort' chooses the method; leave out one of the two")
+            return fields
         bits = {name: fields.get(name, cls.model_fields[name].default) for name in ("weights", "activations")}
-        return {"method": preset(effort, **bits), "policy": EFFORT_POLICY, **fields}
+        return {"method": preset(effort or "fast", **bits), "policy": EFFORT_POLICY, **fields}
 
     @field_validator("method", mode="before")
     @classmethod
@@ -130,9 +130,9 @@ class Recipe(Document):
             "anyOf": [{"enum": names()}, *({"$ref": f"#/$defs/{name}"} for name in names())]
         }
         schema["$defs"].pop("Method", None)
+        schema.pop("required")
         schema["properties"]["method"] = {
             "title": "Method",
-            "default": "bitsplit",
             "anyOf": [*one["anyOf"], {"type": "array", "items": one, "minItems": 1}],
         }
         return schema

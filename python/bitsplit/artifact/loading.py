@@ -25,6 +25,7 @@ from bitsplit.quantizers import (
     attach_weight_quantizer,
     set_weight,
 )
+from bitsplit.report import attach_report
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -50,7 +51,7 @@ def load(path: str | Path, model: Model) -> Model:
         _restore_layer(loaded, stored, tensors, quantizers)
     for name in float_names(tensors):
         _restore_tensor(loaded, name, tensors[name])
-    loaded._bitsplit = manifest.report
+    attach_report(loaded, manifest.report)
     return adopt(model, loaded.eval())
 
 

@@ -16,7 +16,7 @@ from bitsplit.network import FoldedNorm
 from bitsplit.network.baking import made_plain
 from bitsplit.plan import Plan
 from bitsplit.quantizers import ActivationQuantizer, Grid, quantized_layers
-from bitsplit.report.results import QuantizationReport
+from bitsplit.report import report_of
 
 
 def save(model: nn.Module, path: str | Path) -> None:
@@ -28,8 +28,8 @@ def save(model: nn.Module, path: str | Path) -> None:
     Raises:
         ArtifactError: the model is not quantized, or the file cannot be written (full disk, no such folder).
     """
-    report = getattr(model, "_bitsplit", None)
-    if not isinstance(report, QuantizationReport):
+    report = report_of(model)
+    if report is None:
         raise ArtifactError(
             f"this {type(model).__name__} is no result of bitsplit.quantize (a part of one cannot be saved)"
         )

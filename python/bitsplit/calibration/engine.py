@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -49,7 +48,6 @@ class Engine:
         seed: int,
         memory: int,
         checkpoint: Checkpoint | None,
-        scratch: Path | None = None,
     ) -> None:
         self.network = network
         self.plan = plan
@@ -58,7 +56,7 @@ class Engine:
         self._forward = forward
         self.seed = seed
         self.checkpoint = checkpoint
-        self.store = FeatureStore(memory, scratch)
+        self.store = FeatureStore(memory)
         self.teacher = teacher
         self.student = network.model
         self._learner = Learner(self)

@@ -5,19 +5,18 @@ from __future__ import annotations
 import zlib
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bitsplit.calibration.replay import Stop
 from bitsplit.errors import CalibrationError
 from bitsplit.methods.statistics import Statistics
+from bitsplit.methods.tasks import View
 from bitsplit.network import Columns
 from bitsplit.network.layers import input_of
-from bitsplit.ops.gram import gram
+from bitsplit.ops.gram import GramSums
 from bitsplit.ops.threads import one_thread
 
 if TYPE_CHECKING:
@@ -83,82 +82,53 @@ def visit(
             targets.clear()
 
 
-@dataclass(frozen=True)
-class Cut:
-    """Some columns of a linear layer, and the weight [1, M, N] of all others, zero in these columns."""
-
-    columns: slice
-    others: Tensor
-
-    @classmethod
-    def out_of(cls, columns: slice, weight: Tensor) -> Cut:
-        """What leaves all other columns what they have in ``weight``."""
-        others = weight.clone()
-        others[:, :, columns] = 0
-        return cls(columns, others)
-
-    def of(self, whole: Columns) -> Columns:
-        """The inputs of these columns, and what the others leave for them to answer."""
-        answered = F.conv2d(whole.x, self.others[0, :, :, None, None].to(whole.x.dtype))
-        return replace(whole, x=whole.x[:, self.columns], y=whole.y - answered)
-
-
-class _Moments:
-    """The float64 sums behind ``Statistics``."""
-
-    def __init__(self, task: EngineLayerTask, cut: Cut | None = None) -> None:
-        groups, rows, columns = (task.weight if cut is None else task.weight[:, :, cut.columns]).shape
-        self._cut = cut
-        options = {"dtype": torch.float64, "device": task.weight.device}
-        self.gram = torch.zeros(groups, columns, columns, **options)
-        self.cross = torch.zeros(groups, columns, rows, **options)
-        self.sum_x = torch.zeros(groups, columns, **options)
-        self.sum_y = torch.zeros(groups, rows, **options)
-        self.sum_yy = torch.zeros(groups, rows, **options)
-        self.count = 0
-
-    def add(self, task: EngineLayerTask, x: Tensor, y: Tensor | None, patches: int | None, seed: int) -> None:
-        columns = task.kind.columns(task.module, x, y)
-        if self._cut is not None:
-            columns = self._cut.of(columns)
-        positions = None if patches is None else columns.sample(patches, seed)
-        self.count += gram(
-            columns.x, columns.y, columns.kernel, columns.stride, columns.padding, columns.dilation,
-            columns.groups, positions, self.gram, self.cross, self.sum_x, self.sum_y, self.sum_yy,
-        )  # fmt: skip
-
-    def statistics(self) -> Statistics:
-        return Statistics(self.gram, self.cross, self.sum_x, self.sum_y, self.sum_yy, self.count)
-
-
 def collect_statistics(
     engine: Engine,
     task: EngineLayerTask,
     quantized: bool,
     patches: int | None = None,
     parts: int = 1,
-    cut: Cut | None = None,
+    view: View | None = None,
 ) -> tuple[Statistics, ...]:
     """Second moments of the layer's inputs and float responses (without bias) over all batches.
 
     quantized: inputs come from the quantized predecessors, responses from the float network; else both are
     float and the responses follow from the inputs.  patches: how many patches to sample in all.  parts: so
-    many statistics, of as many parts of the images.  cut: of quantized inputs, only these columns.
+    many statistics, of as many parts of the images.
     """
-    moments = [_Moments(task, cut) for _ in range(parts)]
+    seen = task.weight if view is None else task.weight[:, :, view.columns]
+    groups, rows, width = seen.shape
+    moments = [GramSums.zeros(groups, width, rows, seen.device) for _ in range(parts)]
     per_image = None if patches is None else max(1, round(patches / engine.images))
     for index, inputs, targets in visit(engine, task, student=quantized, teacher=True):
         for call, ((x, _), (_, y)) in enumerate(zip(inputs if quantized else targets, targets, strict=True)):
             seed = seed_of(engine.seed, task.name, index, call)
             for part, (some_x, some_y) in enumerate(_cut_images(x, y, parts, task.kind.spatial)):
-                moments[(index + part) % parts].add(task, some_x, some_y, per_image, seed)
+                columns = task.kind.columns(task.module, some_x, some_y)
+                _add(
+                    moments[(index + part) % parts],
+                    columns if view is None else view.of(columns),
+                    per_image,
+                    seed,
+                )
     if not all(_finite(sums) for sums in moments):
         raise CalibrationError(
             f"{task.name}: its inputs or responses hold NaN or Inf; check the calibration data"
         )
     if quantized:
-        return tuple(_without_bias(sums.statistics(), task.bias) for sums in moments)
-    return tuple(_from_weight(sums.statistics(), task.weight) for sums in moments)
+        return tuple(_without_bias(_statistics(sums), task.bias) for sums in moments)
+    return tuple(_from_weight(_statistics(sums), task.weight) for sums in moments)
+
+
+def _add(sums: GramSums, columns: Columns, patches: int | None, seed: int) -> None:
+    sums.add(
+        columns.x, columns.y, kernel=columns.kernel, stride=columns.stride, padding=columns.padding,
+        dilation=columns.dilation, positions=None if patches is None else columns.sample(patches, seed),
+    )  # fmt: skip
+
+
+def _statistics(sums: GramSums) -> Statistics:
+    return Statistics(sums.G, sums.C, sums.sum_x, sums.sum_y, sums.sum_yy, sums.patches)
 
 
 def _cut_images(x: Tensor, y: Tensor | None, parts: int, spatial: int) -> list[tuple[Tensor, Tensor | None]]:
@@ -169,8 +139,8 @@ def _cut_images(x: Tensor, y: Tensor | None, parts: int, spatial: int) -> list[t
     return list(zip(inputs, [None] * len(inputs) if y is None else y.chunk(parts), strict=True))
 
 
-def _finite(sums: _Moments) -> bool:
-    return all(bool(torch.isfinite(tensor).all()) for tensor in (sums.gram, sums.sum_yy, sums.sum_y))
+def _finite(sums: GramSums) -> bool:
+    return all(bool(torch.isfinite(tensor).all()) for tensor in (sums.G, sums.sum_yy, sums.sum_y))
 
 
 @one_thread()

@@ -94,10 +94,6 @@ class RowTable:
     def mean_weight(self) -> float:
         return self._weight_sum / self._weight_count if self._weight_sum > 0 else 1.0
 
-    @property
-    def rows(self) -> int:
-        return sum(group.count for group in self._groups)
-
     def add(self, sample: Sample) -> None:
         """Keep a sample; its tensors that are as long as the target are cut into rows."""
         if sample.weight is not None:

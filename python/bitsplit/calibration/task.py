@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
-from bitsplit.calibration.passes import Cut, collect_mean_error, collect_statistics
+from bitsplit.calibration.passes import collect_mean_error, collect_statistics
 from bitsplit.calibration.samples import collect_sample
 from bitsplit.methods.statistics import InputSample, Statistics
-from bitsplit.methods.tasks import Inputs
+from bitsplit.methods.tasks import Inputs, View
 from bitsplit.network.layers import LayerKind, kind_of
 from bitsplit.quantizers import ActivationQuantizer, Grid, set_weight
 
@@ -64,25 +64,23 @@ class EngineLayerTask:
         quantizer = getattr(self.module, "input_quantizer", None)
         return None if quantizer is None or quantizer.is_fitted else quantizer
 
-    def statistics(self, inputs: Inputs, patches: int | None = None) -> Statistics:
-        return self._collected(inputs, patches, 1)[0]
+    def statistics(self, inputs: Inputs, patches: int | None = None, view: View | None = None) -> Statistics:
+        return self._collected(inputs, patches, 1, view)[0]
 
-    def halves(self, inputs: Inputs) -> tuple[Statistics, Statistics]:
-        return self._collected(inputs, None, 2)
+    def halves(self, inputs: Inputs, view: View | None = None) -> tuple[Statistics, Statistics]:
+        return self._collected(inputs, None, 2, view)
 
-    def part_statistics(self, columns: slice, weight: Tensor) -> Statistics:
-        return collect_statistics(self._engine, self, True, cut=Cut.out_of(columns, weight))[0]
-
-    def part_halves(self, columns: slice, weight: Tensor) -> tuple[Statistics, Statistics]:
-        return collect_statistics(self._engine, self, True, parts=2, cut=Cut.out_of(columns, weight))
-
-    def _collected(self, inputs: Inputs, patches: int | None, parts: int) -> tuple[Statistics, ...]:
+    def _collected(
+        self, inputs: Inputs, patches: int | None, parts: int, view: View | None
+    ) -> tuple[Statistics, ...]:
+        """Kept for whoever asks again, but for views."""
         key = (inputs, patches, parts)
-        if key not in self._statistics:
-            self._statistics[key] = collect_statistics(
-                self._engine, self, inputs == "quantized", patches, parts
-            )
-        return self._statistics[key]
+        if view is None and key in self._statistics:
+            return self._statistics[key]
+        found = collect_statistics(self._engine, self, inputs == "quantized", patches, parts, view)
+        if view is None:
+            self._statistics[key] = found
+        return found
 
     def mean_error(self) -> Tensor:
         return collect_mean_error(self._engine, self)

@@ -1,4 +1,4 @@
-"""The command line: ``bitsplit quantize | plan | evaluate | demo | info``."""
+"""The command line: ``bitsplit quantize | plan | mixed | distill | evaluate | demo | info``."""
 
 from bitsplit.cli.main import main
 

@@ -13,6 +13,7 @@ from rich.console import Console
 
 from bitsplit.device import checked_device
 from bitsplit.errors import BitsplitError, RecipeError
+from bitsplit.preparing import recipe_of as asked_recipe
 from bitsplit.recipe import Recipe
 
 ModelOption = Annotated[
@@ -156,21 +157,15 @@ def recipe_of(
         if both:
             raise RecipeError(f"--recipe says everything; leave out {', '.join(both)} or the recipe")
         return Recipe.from_file(recipe)
-    fields: dict[str, Any] = dict(parse_bits(bits or "W4"))
-    fields["weights"] = fields.get("weights")
-    fields["power_of_two"] = power_of_two
-    if method:
-        fields["method"] = [plain(text, "--method") for text in method]
-    if effort is not None or not method:
-        fields["effort"] = effort or "fast"
-    if policy is not None:
-        fields["policy"] = policy
-    if seed is not None:
-        fields["seed"] = seed
     layers: dict[str, dict[str, Any]] = {}
     for pattern, override in map(_override, layer or []):
         layers.setdefault(pattern, {}).update(override)
-    return Recipe(layers=layers, **fields)
+    chain = [plain(text, "--method") for text in method or []]
+    wanted = {"weights": None, **parse_bits(bits)} if bits else {}
+    return asked_recipe(
+        chain or None, **wanted, power_of_two=power_of_two, effort=effort, policy=policy, layers=layers,
+        seed=seed,
+    )  # fmt: skip
 
 
 def parse_bits(text: str) -> dict[str, int | None]:

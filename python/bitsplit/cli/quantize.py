@@ -14,6 +14,7 @@ from bitsplit.cli import inputs, options
 from bitsplit.data import Sample
 from bitsplit.distillation import Distilled
 from bitsplit.models.load import load_model
+from bitsplit.report import attach_report, report_of
 
 
 def quantize(
@@ -64,5 +65,6 @@ def _told(drawn: Sample | Distilled | Tensor) -> str:
 
 def _record_images(quantized: nn.Module, drawn: Sample) -> None:
     """Add the list of calibration images to the report of the run."""
-    report = quantized._bitsplit
-    quantized._bitsplit = report.model_copy(update={"data": {**report.data, "sample": drawn.record()}})
+    report = report_of(quantized)
+    data = {**report.data, "sample": drawn.record()}
+    attach_report(quantized, report.model_copy(update={"data": data}))

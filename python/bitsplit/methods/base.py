@@ -40,9 +40,14 @@ class Config(Document):
 
 
 class Method(Config):
-    """Base of all methods; the name of its first-and-last-layer rule is ``policy``."""
+    """Base of all methods.  policy: the name of its rule for first and last layers, if it has one."""
 
-    policy: ClassVar[str] = "bitsplit"
+    policy: ClassVar[str | None] = None
+
+    @property
+    def starting(self) -> WeightMethod | None:
+        """What gives layers their first weights and input scales: itself, or one that it starts from."""
+        return None
 
     @property
     def granularity(self) -> Granularity | None:
@@ -160,8 +165,13 @@ class WeightMethod(Method):
     zero point for every output channel.
     """
 
+    policy: ClassVar[str | None] = "bitsplit"
     activations: AnyActivationMethod
     levels: WeightLevels = "symmetric"
+
+    @property
+    def starting(self) -> WeightMethod:
+        return self
 
     def fit_layer(self, task: LayerTask) -> None:
         self.activations.fit_layer(task)

@@ -21,7 +21,7 @@ from bitsplit.methods.base import AnyActivationMethod, WeightMethod
 from bitsplit.methods.norms import ReestimateNorms
 from bitsplit.methods.ranges import store_levels
 from bitsplit.methods.registry import register
-from bitsplit.methods.ridge import chosen_share, held
+from bitsplit.methods.ridge import held, seen
 from bitsplit.methods.starts import start_scales
 from bitsplit.methods.statistics import Statistics, refitted_bias
 from bitsplit.methods.tasks import Inputs, LayerTask, Run
@@ -170,12 +170,10 @@ class BitSplit(WeightMethod):
     def _seen(self, task: LayerTask) -> tuple[Statistics, float]:
         """What the layer is fitted to, and how strongly its weights are held."""
         inputs: Inputs = "quantized" if self.error_compensation else "float"
-        if not self._by_halves:
+        if self.patches is not None:
             return task.statistics(inputs, self.patches), 0.0 if self.ridge == "auto" else self.ridge
-        halves, grid = task.halves(inputs), task.weight_grid
-        choices = self._choices(grid.bits)
-        share = chosen_share(task.weight, halves, grid, choices, self.damping, self.refit_bias)
-        return halves[0] + halves[1], share
+        choices = self._choices(task.weight_grid.bits)
+        return seen(task, task.weight, inputs, self.ridge, choices, self.damping, self.refit_bias)
 
     def _choices(self, bits: int) -> list[tuple[int, int]]:
         """The levels that a row may have."""

@@ -10,27 +10,22 @@ from bitsplit.methods.clock import Clock
 from bitsplit.methods.learning import LearnedSteps
 from bitsplit.methods.reconstruction import RANGES_TO_LEARN, AnyWeightMethod, Reconstruction
 from bitsplit.methods.registry import register
-from bitsplit.methods.tasks import Granularity, Piece, Samples
+from bitsplit.methods.tasks import Piece, Samples
 
 
 @register
 class Brecq(Reconstruction):
     """Weights first, by rounding; then the steps of the input quantizers under an L_p error.
 
-    unit: what is reconstructed at once.  step_iterations, step_rate, step_p: of the learned steps.
+    step_iterations, step_rate, step_p: of the learned steps.
     """
 
     name = "brecq"
-    policy: ClassVar[str] = "brecq"
+    policy: ClassVar[str | None] = "brecq"
     start: AnyWeightMethod = RANGES_TO_LEARN
-    unit: Granularity = "block"
     step_iterations: int = Field(5_000, ge=0)
     step_rate: float = Field(4e-4, gt=0)
     step_p: float = Field(2.4, gt=0)
-
-    @property
-    def granularity(self) -> Granularity:
-        return self.unit
 
     def reconstruct(self, piece: Piece, samples: Samples) -> float:
         undecided = self.learn_weights(piece, samples, Clock(self.iterations, piece.device))

@@ -21,7 +21,7 @@ from bitsplit.methods.learning import Adam
 from bitsplit.methods.reconstruction import Reconstruction
 from bitsplit.methods.registry import register
 from bitsplit.methods.straight_through import RoundedWeight
-from bitsplit.methods.tasks import Granularity, LayerTask, Piece, Samples
+from bitsplit.methods.tasks import LayerTask
 
 KEPT = 0.499  # of a step: what is no farther from a level is rounded to it
 
@@ -31,20 +31,12 @@ class FlexRound(Reconstruction):
     """rate: of Adam on the logarithms of the divisors, scale_rate: on those of the scales."""
 
     name = "flexround"
-    policy: ClassVar[str] = "qdrop"
-    unit: Granularity = "block"
+    policy: ClassVar[str | None] = "qdrop"
     iterations: int = Field(5_000, ge=0)
     scale_rate: float = Field(1e-3, ge=0)
 
-    @property
-    def granularity(self) -> Granularity:
-        return self.unit
-
     def weight_variables(self, layers: Sequence[LayerTask], clock: Clock) -> Divisors:
         return Divisors(layers, self.rate, self.scale_rate)
-
-    def reconstruct(self, piece: Piece, samples: Samples) -> float:
-        return self.learn_weights(piece, samples, Clock(self.iterations, piece.device))
 
 
 class Divisors:

@@ -19,7 +19,7 @@ from bitsplit.methods.clock import Clock
 from bitsplit.methods.learning import LearnedSteps
 from bitsplit.methods.reconstruction import RANGES_TO_LEARN, AnyWeightMethod, Reconstruction, seed_of
 from bitsplit.methods.registry import register
-from bitsplit.methods.tasks import Granularity, Piece, Sample, Samples
+from bitsplit.methods.tasks import Piece, Sample, Samples
 from bitsplit.ops.steps import mix
 
 MakeInputs = Callable[[Sample], tuple[tuple, dict[str, Any]]]
@@ -30,15 +30,10 @@ class QDrop(Reconstruction):
     """drop: the probability of an activation to stay float, and of an input to be the float network's."""
 
     name = "qdrop"
-    policy: ClassVar[str] = "qdrop"
+    policy: ClassVar[str | None] = "qdrop"
     start: AnyWeightMethod = RANGES_TO_LEARN
-    unit: Granularity = "block"
     step_rate: float = Field(4e-5, gt=0)
     drop: float = Field(0.5, ge=0, le=1)
-
-    @property
-    def granularity(self) -> Granularity:
-        return self.unit
 
     @property
     def mixes_inputs(self) -> bool:

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from bitsplit.methods.activations import MseActivations
-from bitsplit.methods.base import ActivationMethod, Method, WeightLevels, WeightMethod
+from bitsplit.methods.base import Method, WeightMethod
 from bitsplit.methods.clock import Clock
 from bitsplit.methods.learning import (
     LearnedBiases,
@@ -29,7 +29,7 @@ from bitsplit.methods.mse import Mse
 from bitsplit.methods.outcome import Diverged, learned
 from bitsplit.methods.recorded import Recorded
 from bitsplit.methods.soft_rounding import SoftRounding
-from bitsplit.methods.tasks import LayerTask, Outcome, Piece, Sample, Samples
+from bitsplit.methods.tasks import Granularity, LayerTask, Outcome, Piece, Sample, Samples
 from bitsplit.network.layers import LayerKind
 from bitsplit.ops.loss import reconstruction_loss
 from bitsplit.ops.precision import Precision, chosen_precision, forward_in
@@ -53,6 +53,7 @@ AnyWeightMethod = Annotated[SerializeAsAny[WeightMethod], BeforeValidator(_weigh
 class Reconstruction(Method):
     """Learned rounding of the weights of a piece, and learned steps of its input quantizers.
 
+    unit: what is reconstructed at once.
     start: fits what no earlier method of the chain has fitted.
     loss: ``mse``, or ``fisher``: every output element's error weighted with the squared gradient that the
     network's divergence from the float one has there.
@@ -64,6 +65,7 @@ class Reconstruction(Method):
     was learned is compared with the start in float32.
     """
 
+    unit: Granularity = "block"
     start: AnyWeightMethod = RANGES
     loss: Literal["mse", "fisher"] = "mse"
     iterations: int = Field(20_000, ge=0)
@@ -77,14 +79,12 @@ class Reconstruction(Method):
     precision: Precision = "auto"
 
     @property
-    def activations(self) -> ActivationMethod:
-        """Of the start: what the plan asks for the levels of inputs."""
-        return self.start.activations
+    def granularity(self) -> Granularity:
+        return self.unit
 
     @property
-    def levels(self) -> WeightLevels:
-        """Of the start likewise."""
-        return self.start.levels
+    def starting(self) -> WeightMethod:
+        return self.start
 
     def memory(self, kind: LayerKind, groups: int, columns: int) -> int:
         return self.start.memory(kind, groups, columns)
@@ -110,7 +110,7 @@ class Reconstruction(Method):
 
     def reconstruct(self, piece: Piece, samples: Samples) -> float:
         """Learn one piece; the share of its weights that has not been decided."""
-        raise NotImplementedError
+        return self.learn_weights(piece, samples, Clock(self.iterations, piece.device))
 
     def weight_variables(self, layers: Sequence[LayerTask], clock: Clock) -> WeightVariables:
         """What decides about the weights of these layers."""

@@ -9,12 +9,14 @@ judged by the other half.
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from bitsplit.methods.starts import rounded, start_scales
 from bitsplit.methods.statistics import Statistics
+from bitsplit.methods.tasks import Inputs, LayerTask, View
 from bitsplit.ops.split import every_start, influential, objective
 from bitsplit.quantizers import Grid
 
@@ -54,8 +56,8 @@ def chosen_share(
         return 0.0
     if centre:
         halves = halves[0].centred(), halves[1].centred()
-    seen = influential(weight, halves[0].gram + halves[1].gram)
-    scale, levels = every_start(start_scales(seen, grid, MULTIPLES), choices[:1])
+    weighty = influential(weight, halves[0].gram + halves[1].gram)
+    scale, levels = every_start(start_scales(weighty, grid, MULTIPLES), choices[:1])
     best, least = 0.0, float("inf")
     for share in SHARES:
         loss = sum(
@@ -66,6 +68,24 @@ def chosen_share(
             break
         best, least = share, loss
     return best
+
+
+def seen(
+    task: LayerTask,
+    weight: Tensor,
+    inputs: Inputs,
+    ridge: float | Literal["auto"],
+    choices: list[tuple[int, int]],
+    damping: float,
+    centre: bool,
+    view: View | None = None,
+) -> tuple[Statistics, float]:
+    """What a layer, or a view of it, is fitted to, and how strongly weight [g, M, N] is held."""
+    if ridge != "auto":
+        return task.statistics(inputs, view=view), ridge
+    halves = task.halves(inputs, view)
+    share = chosen_share(weight, halves, task.weight_grid, choices, damping, centre)
+    return halves[0] + halves[1], share
 
 
 def _loss_on(sums: Statistics, codes: Tensor, scale: Tensor) -> float:

@@ -13,11 +13,20 @@ from bitsplit.quantizers import ActivationQuantizer, Grid
 
 if TYPE_CHECKING:
     from bitsplit.methods.statistics import InputSample, Statistics
-    from bitsplit.network import Network
+    from bitsplit.network import Columns, Network
     from bitsplit.network.layers import LayerKind
 
 Granularity = Literal["layer", "block", "stage", "net"]
 Inputs = Literal["quantized", "float"]  # of a layer: from its quantized predecessors, or in the float network
+
+
+class View(Protocol):
+    """Some columns of a layer's inputs, with other responses."""
+
+    columns: slice
+
+    def of(self, whole: Columns) -> Columns:
+        """These columns of a batch, and what they shall answer."""
 
 
 class LayerTask(Protocol):
@@ -34,20 +43,11 @@ class LayerTask(Protocol):
     is_fitted: bool  # whether codes have been stored
     seed: int
 
-    def statistics(self, inputs: Inputs, patches: int | None = None) -> Statistics:
+    def statistics(self, inputs: Inputs, patches: int | None = None, view: View | None = None) -> Statistics:
         """Second moments of the layer's inputs, from ``patches`` sampled patches or from all of them."""
 
-    def halves(self, inputs: Inputs) -> tuple[Statistics, Statistics]:
+    def halves(self, inputs: Inputs, view: View | None = None) -> tuple[Statistics, Statistics]:
         """Second moments from all patches, of one half of the images and of the other."""
-
-    def part_statistics(self, columns: slice, weight: Tensor) -> Statistics:
-        """Of some columns of a linear layer's quantized inputs, and of what is left for them to answer.
-
-        That is the float response less that of all other columns with ``weight`` [1, M, N].
-        """
-
-    def part_halves(self, columns: slice, weight: Tensor) -> tuple[Statistics, Statistics]:
-        """The same of one half of the images and of the other."""
 
     def mean_error(self) -> Tensor:
         """The float response less that of the module as it is, mean over all positions, Tensor[g * M]."""
@@ -88,7 +88,6 @@ class Draws(Protocol):
 class Samples(Protocol):
     """All samples of a piece.  mean_weight: of all weights, 1 without any."""
 
-    rows: int
     mean_weight: float
 
     def draws(self, count: int, iterations: int, generator: torch.Generator) -> Draws:

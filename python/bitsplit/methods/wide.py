@@ -8,15 +8,19 @@ rounded with error feedback.  A row has one scale and one choice of levels for a
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
+from torch import Tensor
 
 from bitsplit.methods.ranges import store_levels
-from bitsplit.methods.ridge import chosen_share, held
+from bitsplit.methods.ridge import held, seen
 from bitsplit.methods.starts import rounded, start_scales
 from bitsplit.methods.statistics import refitted_bias
 from bitsplit.methods.tasks import LayerTask
+from bitsplit.network import Columns
 from bitsplit.ops.split import every_start
 
 WIDEST = 7_000  # inputs
@@ -26,6 +30,25 @@ def part_width(columns: int) -> int:
     """Of equal parts, none wider than ``WIDEST``."""
     parts = -(-columns // WIDEST)
     return -(-columns // parts)
+
+
+@dataclass(frozen=True)
+class Cut:
+    """Some columns, to answer what all others leave.  others: their weight [1, M, N], zero in these."""
+
+    columns: slice
+    others: Tensor
+
+    @classmethod
+    def out_of(cls, columns: slice, weight: Tensor) -> Cut:
+        """What leaves all other columns what they have in ``weight``."""
+        others = weight.clone()
+        others[:, :, columns] = 0
+        return cls(columns, others)
+
+    def of(self, whole: Columns) -> Columns:
+        answered = F.conv2d(whole.x, self.others[0, :, :, None, None].to(whole.x.dtype))
+        return replace(whole, x=whole.x[:, self.columns], y=whole.y - answered)
 
 
 def fit_in_parts(
@@ -47,12 +70,8 @@ def fit_in_parts(
     scale, levels = every_start(start_scales(task.weight, task.weight_grid, scales), choices)
     for begin in range(0, columns, width):
         part = slice(begin, min(begin + width, columns))
-        if ridge == "auto":
-            halves, grid = task.part_halves(part, weight), task.weight_grid
-            ridge = chosen_share(weight[:, :, part], halves, grid, choices, damping, refit_bias)
-            sums = halves[0] + halves[1]
-        else:
-            sums = task.part_statistics(part, weight)
+        cut = Cut.out_of(part, weight)
+        sums, ridge = seen(task, weight[:, :, part], "quantized", ridge, choices, damping, refit_bias, cut)
         moments = held(weight[:, :, part], sums.centred() if refit_bias else sums, ridge)
         codes[:, :, part], scale, levels = rounded(weight[:, :, part], moments, scale, levels, damping)
         weight[:, :, part] = codes[:, :, part] * scale.unsqueeze(2)

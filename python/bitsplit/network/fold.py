@@ -59,10 +59,6 @@ def fold_norms(network: Network) -> FoldReport:
     ``network.norms`` says so.  ``FoldError`` when the output of the whole network changes by more than that;
     the model is then as it was.
     """
-    if network.step is None:
-        raise FoldError(
-            "this network was unpickled and has no batch to check the folding with; observe it again"
-        )
     pairs = [_pair(network, norm) for norm in network.norms if norm.layer is not None and not norm.folded]
     before, errors = _trial(network, pairs)
     _refuse_nonfinite(before, errors)

@@ -20,7 +20,6 @@ class Layer:
     input_key: layers with equal keys read the same tensors in all of their calls and share a quantizer.
     nonnegative: its input is proven to be at least zero.  is_first: no other layer lies between the network's
     input and it.  is_last: no other layer lies between it and the network's output.
-    feeds_add: its output, perhaps normalized, goes straight into a residual addition.
     arguments: the units around it that are called with its input, and the position of that among the tensors
     they are called with.
     input_shape, output_shape: of the observed batch, first call.  macs: multiplications per image, all calls.
@@ -34,7 +33,6 @@ class Layer:
     nonnegative: bool
     is_first: bool
     is_last: bool
-    feeds_add: bool
     arguments: dict[str, int]
     input_shape: tuple[int, ...]
     output_shape: tuple[int, ...]
@@ -99,7 +97,7 @@ class Network:
 
     Every layer is in exactly one unit.  computed: layers that ``bake_effective_weights`` would make
     quantizable.
-    record: all operations and calls.  batch and step, which the forward was run with, do not get pickled.
+    record: all operations and calls.  batch, step: what the forward was run with.
     """
 
     model: nn.Module
@@ -111,6 +109,3 @@ class Network:
     record: Record = field(repr=False)
     batch: Any = field(repr=False)
     step: Callable[[nn.Module, Any], Any] = field(repr=False)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"batch": None, "step": None}

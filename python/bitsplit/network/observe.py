@@ -9,9 +9,8 @@ from torch import nn
 from bitsplit.errors import ModelError
 from bitsplit.network.coverage import find_uncovered, product_macs
 from bitsplit.network.facts import Facts
-from bitsplit.network.model import Layer, Network, Norm
+from bitsplit.network.model import Layer, Network
 from bitsplit.network.norms import find_norms
-from bitsplit.network.operations import REARRANGING
 from bitsplit.network.record import Call, Record
 from bitsplit.network.recorder import Step, default_step, record_forward
 from bitsplit.network.units import find_units
@@ -48,7 +47,6 @@ def observe(model: nn.Module, batch: Any, step: Step | None = None) -> Network:
 def _layers(usages: list[Usage], norms: list, units: list, facts: Facts) -> dict[str, Layer]:
     record = facts.record
     unit_of = {layer: unit.name for unit in units for layer in unit.layers}
-    norm_of = {norm.layer: norm for norm in norms if norm.layer is not None}
     keys = _input_keys(usages, record)
     last = _last_products(facts)
     layers = {}
@@ -63,7 +61,6 @@ def _layers(usages: list[Usage], norms: list, units: list, facts: Facts) -> dict
             nonnegative=all(facts.nonnegative[call.inputs[0]] for call in calls),
             is_first=any(not facts.weighted[call.inputs[0]] for call in calls),
             is_last=any(product in last for product in usage.products),
-            feeds_add=_feeds_add(usage, norm_of.get(usage.name), facts),
             arguments=_arguments(calls, {unit.name for unit in units}, record),
             input_shape=record.values[calls[0].inputs[0]].shape,
             output_shape=record.values[calls[0].outputs[0]].shape,
@@ -115,17 +112,3 @@ def _last_products(facts: Facts) -> set[int]:
             last = frozenset([max(last)])
         found.update(dict.fromkeys(op.outputs, last))
     return set().union(*(found.get(v, frozenset()) for v in facts.record.outputs))
-
-
-def _feeds_add(usage: Usage, norm: Norm | None, facts: Facts) -> bool:
-    record = facts.record
-    giver = usage.name if norm is None else norm.name
-    pending = [value for number in record.calls_of(giver) for value in record.calls[number].outputs]
-    while pending:
-        for reader in facts.consumers[pending.pop()]:
-            op = record.ops[reader]
-            if facts.is_branch_addition(op):
-                return True
-            if op.name in REARRANGING:
-                pending += op.outputs
-    return False

@@ -15,6 +15,7 @@ from torch import Tensor
 
 STRETCH = 0.1  # h reaches 0 and 1 so far outside of the sigmoid's own range
 BETAS = (0.9, 0.999)  # of Adam; its epsilon is 1e-8
+FIRST_EXPONENT, LAST_EXPONENT = 20.0, 2.0  # of the regulariser, as in AdaRound
 
 
 def soft_bit(v: Tensor) -> Tensor:
@@ -32,13 +33,11 @@ def rounding_schedule(
     learning_rate: float,
     weight: float,
     warm_up: float = 0.2,
-    exponents: tuple[float, float] = (20.0, 2.0),
 ) -> Tensor:
-    """What `rounding_step` needs in every iteration, Tensor[iterations, 4].
+    """What `rounding_step` needs in every iteration, Tensor[iterations, 4]; b falls linearly.
 
     Args:
         weight: of the regulariser, which is off for the first `warm_up` of the iterations.
-        exponents: b at its start and at the end; it falls linearly.
     """
     step = torch.arange(1, iterations + 1, dtype=torch.float64)
     progress = ((step - 1 - warm_up * iterations) / max(1, (1 - warm_up) * iterations)).clamp(0, 1)
@@ -46,7 +45,7 @@ def rounding_schedule(
         learning_rate / (1 - BETAS[0] ** step),
         1 / (1 - BETAS[1] ** step),
         torch.where(step > warm_up * iterations, weight, 0.0),
-        exponents[0] + (exponents[1] - exponents[0]) * progress,
+        FIRST_EXPONENT + (LAST_EXPONENT - FIRST_EXPONENT) * progress,
     )
     return torch.stack(columns, 1).float()
 

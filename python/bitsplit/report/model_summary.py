@@ -12,7 +12,7 @@ from torch import nn
 from bitsplit.network import kind_of
 from bitsplit.quantizers import ActivationQuantizer, WeightQuantizer
 from bitsplit.report.piece_table import piece_table
-from bitsplit.report.results import QuantizationReport
+from bitsplit.report.results import QuantizationReport, report_of
 
 
 @dataclass(frozen=True)
@@ -125,8 +125,7 @@ class Summary:
 
 def summary(model: nn.Module) -> Summary:
     """Bits, errors, time and size of every layer of ``model``, quantized just now, loaded, or float."""
-    report = getattr(model, "_bitsplit", None)
-    report = report if isinstance(report, QuantizationReport) else None
+    report = report_of(model)
     layers = {name: module for name, module in model.named_modules() if kind_of(module) is not None}
     if report is not None:
         order = {layer.name: position for position, layer in enumerate(report.plan.layers)}

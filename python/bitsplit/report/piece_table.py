@@ -20,7 +20,7 @@ def piece_table(report: QuantizationReport) -> Table | None:
     table.add_column("remark", overflow="fold")
     for piece in report.pieces:
         table.add_row(
-            escape(piece.name or "(model)"),
+            escape(piece.name),
             piece.method,
             f"{piece.before:.2%}",
             f"{piece.after:.2%}",

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import numpy
 import torch
 from pydantic import Field
+from torch import nn
 
 from bitsplit._version import __version__
 from bitsplit.document import Document
@@ -62,15 +63,15 @@ def versions() -> dict[str, str]:
 
 
 class QuantizationReport(Document):
-    """A whole run; a quantized model carries it as ``model._bitsplit``.
+    """A whole run; ``report_of`` a quantized model gives it.
 
     Attributes:
         plan: what was done, with the recipe.
         layers: the fitted layers in execution order.
         pieces: what has been learned, in execution order.
-        seconds: time of the whole run, preparation included.
+        seconds: of the whole walk over the network.
         features: bytes of feature maps kept at the worst moment: forecast, and used.
-        data: what identifies the calibration data (kind, number of images, hash, list of files, ...).
+        data: what identifies the calibration data (number of images, hash, list of files, ...).
         versions: of bitsplit, torch and NumPy at the time.
     """
 
@@ -85,3 +86,14 @@ class QuantizationReport(Document):
     def layer(self, name: str) -> LayerResult | None:
         """The result of one layer; None for a layer that stayed float."""
         return next((layer for layer in self.layers if layer.name == name), None)
+
+
+def report_of(model: nn.Module) -> QuantizationReport | None:
+    """What the run that quantized ``model`` has left; None when there was none."""
+    report = getattr(model, "_bitsplit", None)
+    return report if isinstance(report, QuantizationReport) else None
+
+
+def attach_report(model: nn.Module, report: QuantizationReport) -> None:
+    """From now on ``report_of`` the model is this."""
+    model._bitsplit = report

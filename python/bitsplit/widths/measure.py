@@ -10,15 +10,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from bitsplit.calibration.checkpoint import Checkpoint
-from bitsplit.calibration.engine import Engine
-from bitsplit.calibration.fingerprint import run_fingerprint
-from bitsplit.device import free_memory
 from bitsplit.errors import RecipeError
 from bitsplit.methods.presets import Effort
 from bitsplit.plan import Plan
-from bitsplit.planning import make_plan
-from bitsplit.preparing import EXACTLY, Step, batches_of, call_model, observed_copy, recipe_of
+from bitsplit.preparing import UNSAID, AskedBits, Prepared, Step, recipe_of, undisturbed
 from bitsplit.recipe import Recipe
 from bitsplit.widths.sensitivities import MixedPlan, PairLoss, Sensitivities, Solver, from_figures
 from bitsplit.widths.trial import WIDEST, Trial, at_width, pair_of
@@ -27,24 +22,21 @@ WIDTHS = (2, 3, 4, 6, 8)
 LIMITS = ("bits", "bytes", "operations", "milliseconds", "times")
 
 
-@EXACTLY
-@torch.inference_mode(False)
-@torch.autocast("cpu", enabled=False)
-@torch.autocast("cuda", enabled=False)
+@undisturbed
 def sensitivities(
     model: nn.Module,
     data: Any,
     method: Any = None,
     *,
     effort: Effort | None = None,
-    activations: int | None = None,
-    policy: str = "paper",
+    activations: AskedBits = UNSAID,
+    policy: str | None = None,
     power_of_two: bool = False,
     layers: Mapping[str, Mapping[str, Any]] | None = None,
     widths: Sequence[int] = WIDTHS,
     images: int = 256,
     step: Step | None = None,
-    seed: int = 0,
+    seed: int | None = None,
     device: torch.device | str | None = None,
     batch_size: int | None = None,
     checkpoint: str | Path | None = None,
@@ -56,37 +48,38 @@ def sensitivities(
     as for ``quantize``; layers whose width a policy or an override fixes keep it.
     """
     tried = _checked(widths)
-    smallest = Recipe().weights if isinstance(method, Recipe) else tried[0]  # for which effort chooses
-    recipe = recipe_of(method, effort, smallest, activations, policy, power_of_two, layers, seed)
-    recipe = recipe.model_copy(update={"weights": WIDEST})
-    batches, forward = batches_of(model, data, batch_size, step, device, recipe.seed), step or call_model
-    network, teacher = observed_copy(model, batches, forward, device)
-    plan = make_plan(network, recipe)
+    smallest = UNSAID if isinstance(method, Recipe) else tried[0]  # for which effort chooses
+    recipe = recipe_of(
+        method,
+        smallest,
+        activations,
+        power_of_two,
+        effort=effort,
+        policy=policy,
+        layers=layers or None,
+        seed=seed,
+    ).model_copy(update={"weights": WIDEST})
+    work = Prepared.of(model, data, recipe, step=step, device=device, batch_size=batch_size)
     trial = Trial(
         chain=recipe.method,
         widths=tuple(width for width in tried if width < WIDEST),
-        candidates=_candidates(plan),
+        candidates=_candidates(work.plan),
         images=images,
     )
-    fingerprint = run_fingerprint(teacher, batches, recipe, step) | {"tried": list(tried), "images": images}
-    engine = Engine(
-        network, teacher, plan, [trial], batches, forward,
-        seed=recipe.seed, memory=free_memory() // 4 if memory is None else memory,
-        checkpoint=None if checkpoint is None else Checkpoint(Path(checkpoint), fingerprint),
-    )  # fmt: skip
-    figures = {name: value for piece in engine.run().pieces for name, value in piece.figures.items()}
-    macs = {name: layer.macs for name, layer in network.layers.items()}
+    report = work.run([trial], checkpoint, memory, tried=list(tried), images=images)
+    figures = {name: value for piece in report.pieces for name, value in piece.figures.items()}
+    macs = {name: layer.macs for name, layer in work.network.layers.items()}
     losses = {
         name: {width: 0.0 if width == WIDEST else figures[at_width(name, width)] for width in tried}
         for name in trial.candidates
     }
-    units = [[name for name in unit.layers if name in trial.candidates] for unit in plan.units]
+    units = [[name for name in unit.layers if name in trial.candidates] for unit in work.plan.units]
     pairs = [
         PairLoss(first=first, second=second, loss=figures[pair_of(first, second)])
         for unit in units
         for first, second in combinations(unit, 2)
     ]
-    return from_figures(recipe, plan, macs, losses, pairs, min(images, batches.images))
+    return from_figures(recipe, work.plan, macs, losses, pairs, min(images, work.batches.images))
 
 
 def mixed(
@@ -101,9 +94,8 @@ def mixed(
     >>> quantized = bitsplit.quantize(model, images, found.recipe)  # doctest: +SKIP
     """
     limits = {name: options.pop(name) for name in LIMITS if name in options}
-    return sensitivities(model, data, method, **options).choose(
-        solver=solver, seed=options.get("seed", 0), **limits
-    )
+    found = sensitivities(model, data, method, **options)
+    return found.choose(solver=solver, seed=found.recipe.seed, **limits)
 
 
 def _checked(widths: Sequence[int]) -> tuple[int, ...]:
