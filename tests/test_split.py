@@ -10,16 +10,8 @@ from split_layers import Layer, feedback, polish, search
 from torch import Tensor
 
 from bitsplit.ops.levels import level_choices
-from bitsplit.ops.split import (
-    best_of,
-    damped,
-    feedback_factor,
-    fwa,
-    ofwa,
-    planes,
-    response_target,
-    solve_starts,
-)
+from bitsplit.ops.split import fwa, ofwa, planes
+from bitsplit.ops.starts import best_of, damped, feedback_factor, response_target, solve_starts
 
 NEAR_TIE = 1e-9  # float64: a decision this near a tie may go either way, and all after it with it
 

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from split_layers import Layer, feedback, polish, search, symmetric
 from torch import Tensor
 
-from bitsplit.ops.split import feedback_factor, fwa, objective, ofwa, planes
+from bitsplit.ops.split import fwa, objective, ofwa, planes
+from bitsplit.ops.starts import feedback_factor
 
 # ---- Degenerate problems ---------------------------------------------------------------------------------
 

@@ -14,17 +14,8 @@ from split_layers import Layer
 from torch import Tensor
 
 from bitsplit.ops.levels import level_choices, levels_of
-from bitsplit.ops.split import (
-    damped,
-    feedback,
-    feedback_factor,
-    fwa,
-    objective,
-    polish,
-    response_target,
-    search,
-    solve_starts,
-)
+from bitsplit.ops.split import feedback, fwa, objective, polish, search
+from bitsplit.ops.starts import damped, feedback_factor, response_target, solve_starts
 
 NEAR_TIE = 1e-9  # float64: a decision this near a tie may go either way, and all after it with it
 TWO_BITS = [(-2, 1), (-1, 2), (-1, 1)]

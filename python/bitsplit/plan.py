@@ -13,6 +13,8 @@ from bitsplit.document import Document, nearest
 from bitsplit.methods.base import WeightLevels
 from bitsplit.recipe import Bits, Recipe
 
+FLOAT_BITS = 32  # that what stays float counts as
+
 Levels = Literal["unsigned", "signed", "affine"]
 """Of an input quantizer: 0 .. 2^b-1; symmetric around zero; 0 .. 2^b-1 with a zero point."""
 
@@ -60,7 +62,12 @@ class LayerPlan(Document):
         """Size in a file: packed codes, a scale and a zero point per channel; or as the weights were."""
         if self.weights is None:
             return self.float_bytes
-        return (self.count * self.weights + 7) // 8 + 8 * self.channels
+        return stored_bytes(self.count, self.weights, self.channels)
+
+
+def stored_bytes(count: int, bits: int, channels: int) -> int:
+    """Size of ``count`` codes, packed to their width, with a scale and a zero point per channel."""
+    return (count * bits + 7) // 8 + 8 * channels
 
 
 class UnitPlan(Document):
@@ -120,9 +127,9 @@ class Plan(Document):
 
     @property
     def average_bits(self) -> float:
-        """Mean number of bits over the weights of all layers, float ones counted as 32."""
+        """Mean number of bits over the weights of all layers."""
         total = sum(layer.count for layer in self.layers)
-        return sum(layer.count * (layer.weights or 32) for layer in self.layers) / max(total, 1)
+        return sum(layer.count * (layer.weights or FLOAT_BITS) for layer in self.layers) / max(total, 1)
 
     def table(self) -> Table:
         """One row per layer, for ``rich.print``."""

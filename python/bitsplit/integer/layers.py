@@ -7,7 +7,8 @@ from torch import Tensor, nn
 
 from bitsplit.errors import IntegerError
 from bitsplit.integer.tensor import LARGEST, IntegerTensor
-from bitsplit.network.layers import Columns, has_plain_forward, kind_of
+from bitsplit.network.layers import Columns, kind_of
+from bitsplit.network.product import has_plain_forward
 from bitsplit.ops.integer import integer_conv, requantize
 from bitsplit.ops.quantize import quantize
 from bitsplit.quantizers import ActivationQuantizer

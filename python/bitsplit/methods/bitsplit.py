@@ -28,19 +28,8 @@ from bitsplit.methods.tasks import Inputs, LayerTask, Run
 from bitsplit.methods.wide import WIDEST, fit_in_parts, part_width
 from bitsplit.network import LayerKind
 from bitsplit.ops.levels import level_choices
-from bitsplit.ops.split import (
-    Descent,
-    best_of,
-    feedback_factor,
-    fwa,
-    influential,
-    ofwa,
-    planes,
-    polish,
-    response_target,
-    search,
-    solve_starts,
-)
+from bitsplit.ops.split import Descent, fwa, ofwa, planes, polish, search
+from bitsplit.ops.starts import best_of, feedback_factor, influential, response_target, solve_starts
 from bitsplit.quantizers import Grid
 
 MATRICES = 4  # G, centred G, and four in float32 while it is factorized; and twice as much by halves

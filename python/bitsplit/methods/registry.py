@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Mapping
 from typing import Any, Generic, TypeVar
 
+from bitsplit.document import nearest
 from bitsplit.methods.base import ActivationMethod, Config, Method
 
 C = TypeVar("C", bound=Config)
@@ -35,9 +35,7 @@ class Registry(Generic[C]):
     def get(self, name: str) -> type[C]:
         """The config class called ``name``; an unknown name is an error that lists the nearest ones."""
         if name not in self._classes:
-            near = difflib.get_close_matches(name, self._classes, n=3)
-            hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(self.names())}"
-            raise ValueError(f"unknown {self.kind} {name!r}; {hint}")
+            raise ValueError(f"unknown {self.kind} {name!r}; {nearest(name, self.names())}")
         return self._classes[name]
 
     def make(self, item: Any) -> C:

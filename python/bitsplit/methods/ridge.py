@@ -17,7 +17,8 @@ from torch import Tensor
 from bitsplit.methods.starts import rounded, start_scales
 from bitsplit.methods.statistics import Statistics
 from bitsplit.methods.tasks import Inputs, LayerTask, View
-from bitsplit.ops.split import every_start, influential, objective
+from bitsplit.ops.split import objective
+from bitsplit.ops.starts import every_start, influential
 from bitsplit.quantizers import Grid
 
 SHARES = (0.0, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)  # of the energy of every input

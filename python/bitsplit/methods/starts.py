@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from bitsplit.methods.statistics import Statistics
-from bitsplit.ops.split import feedback_factor, fwa, response_target, round_starts
+from bitsplit.ops.split import fwa
+from bitsplit.ops.starts import feedback_factor, response_target, round_starts
 from bitsplit.quantizers import Grid
 from bitsplit.quantizers.powers import power_below
 

@@ -21,7 +21,7 @@ from bitsplit.methods.starts import rounded, start_scales
 from bitsplit.methods.statistics import refitted_bias
 from bitsplit.methods.tasks import LayerTask
 from bitsplit.network import Columns
-from bitsplit.ops.split import every_start
+from bitsplit.ops.starts import every_start
 
 WIDEST = 7_000  # inputs
 

@@ -15,9 +15,10 @@ from torch.nn.utils.weight_norm import WeightNorm
 
 from bitsplit.errors import ModelError
 from bitsplit.network.fold import LARGEST_ERROR, relative_error
-from bitsplit.network.layers import has_plain_forward, input_of, kind_of, reached_product
+from bitsplit.network.layers import input_of, kind_of
 from bitsplit.network.model import Network
 from bitsplit.network.observe import observe
+from bitsplit.network.product import has_plain_forward, reached_product
 from bitsplit.network.recorder import outputs_of
 
 Form = Literal["plain", "same"]

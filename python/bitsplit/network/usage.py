@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from torch import nn
 
 from bitsplit.network.facts import Facts, Product
-from bitsplit.network.layers import LayerKind, has_plain_forward, kind_of
+from bitsplit.network.layers import LayerKind, kind_of
 from bitsplit.network.operations import PADDING, REARRANGING, operand, refs
+from bitsplit.network.product import has_plain_forward
 from bitsplit.network.record import Call
 
 COMPUTED_WEIGHT = "its weight is computed from its parameters"

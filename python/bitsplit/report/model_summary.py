@@ -10,6 +10,7 @@ from rich.table import Table
 from torch import nn
 
 from bitsplit.network import kind_of
+from bitsplit.plan import stored_bytes
 from bitsplit.quantizers import ActivationQuantizer, WeightQuantizer
 from bitsplit.report.piece_table import piece_table
 from bitsplit.report.results import QuantizationReport, report_of
@@ -142,6 +143,7 @@ def _row(name: str, layer: nn.Module, report: QuantizationReport | None) -> Summ
     weights: WeightQuantizer | None = getattr(layer, "weight_quantizer", None)
     inputs: ActivationQuantizer | None = getattr(layer, "input_quantizer", None)
     result = None if report is None else report.layer(name)
+    channels = 0 if weights is None or weights.scale is None else weights.scale.numel()
     return SummaryRow(
         name=name,
         kind=kind_of(layer).name,
@@ -152,7 +154,7 @@ def _row(name: str, layer: nn.Module, report: QuantizationReport | None) -> Summ
         error=None if result is None else result.error,
         seconds=None if result is None else result.seconds,
         float_bytes=size,
-        quantized_bytes=size if weights is None else _packed_bytes(weight.numel(), weights),
+        quantized_bytes=size if weights is None else stored_bytes(weight.numel(), weights.bits, channels),
     )
 
 
@@ -160,12 +162,6 @@ def _weight_cell(row: SummaryRow) -> str:
     if row.bits is None:
         return "float"
     return f"W{row.bits} affine" if row.levels == "affine" else f"W{row.bits}"
-
-
-def _packed_bytes(count: int, quantizer: WeightQuantizer) -> int:
-    """Size of ``count`` codes, packed to their width, with a scale and a zero point per channel."""
-    channels = 0 if quantizer.scale is None else quantizer.scale.numel()
-    return (count * quantizer.bits + 7) // 8 + 8 * channels
 
 
 def _levels(quantizer: ActivationQuantizer) -> str:

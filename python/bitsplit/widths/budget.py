@@ -10,12 +10,11 @@ from pydantic import Field, model_validator
 
 from bitsplit.document import Document, nearest
 from bitsplit.errors import RecipeError
+from bitsplit.plan import FLOAT_BITS, LayerPlan
 
 if TYPE_CHECKING:
-    from bitsplit.plan import LayerPlan
     from bitsplit.widths.sensitivities import Sensitivities
 
-FLOAT_BITS = 32
 COLUMNS = ("layer", "width", "milliseconds")
 UNITS = {"bits": "bits a weight", "bytes": "bytes", "operations": "bit operations", "milliseconds": "ms"}
 

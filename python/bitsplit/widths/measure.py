@@ -15,11 +15,11 @@ from bitsplit.methods.presets import Effort
 from bitsplit.plan import Plan
 from bitsplit.preparing import UNSAID, AskedBits, Prepared, Step, recipe_of, undisturbed
 from bitsplit.recipe import Recipe
+from bitsplit.widths.budget import Budget
 from bitsplit.widths.sensitivities import MixedPlan, PairLoss, Sensitivities, Solver, from_figures
 from bitsplit.widths.trial import WIDEST, Trial, at_width, pair_of
 
 WIDTHS = (2, 3, 4, 6, 8)
-LIMITS = ("bits", "bytes", "operations", "milliseconds", "times")
 
 
 @undisturbed
@@ -93,7 +93,7 @@ def mixed(
     >>> found = bitsplit.mixed(model, images, bits=3)  # doctest: +SKIP
     >>> quantized = bitsplit.quantize(model, images, found.recipe)  # doctest: +SKIP
     """
-    limits = {name: options.pop(name) for name in LIMITS if name in options}
+    limits = {name: options.pop(name) for name in Budget.model_fields if name in options}
     found = sensitivities(model, data, method, **options)
     return found.choose(solver=solver, seed=found.recipe.seed, **limits)
 

@@ -11,7 +11,7 @@ from bitsplit.document import Document
 from bitsplit.errors import RecipeError
 from bitsplit.plan import LayerPlan, Plan
 from bitsplit.recipe import Bits, LayerOverride, Recipe
-from bitsplit.widths.budget import Budget
+from bitsplit.widths.budget import Budget, bit_operations
 from bitsplit.widths.genetic_search import genetic
 from bitsplit.widths.integer_program import exact
 from bitsplit.widths.question import Answer, Question
@@ -170,7 +170,5 @@ def from_figures(
         layers=tuple(LayerLosses(layer=row, macs=macs[row.name], losses=losses[row.name]) for row in chosen),
         pairs=tuple(pairs),
         other_bytes=plan.quantized_bytes - sum(row.weight_bytes for row in chosen),
-        other_operations=sum(
-            macs[row.name] * (row.weights or 32) * (row.activations or 32) for row in others
-        ),
+        other_operations=sum(bit_operations(row, macs[row.name]) for row in others),
     )

@@ -8,7 +8,8 @@ from torch import Tensor
 from bitsplit.methods.base import ActivationMethod
 from bitsplit.methods.registry import register_activation
 from bitsplit.methods.statistics import InputSample
-from bitsplit.ops.ranges import Distribution, aciq_threshold, grid_of_range
+from bitsplit.ops.ranges import grid_of_range
+from bitsplit.ops.thresholds import Distribution, aciq_threshold
 from bitsplit.quantizers import Grid
 
 

@@ -8,7 +8,8 @@ from torch import Tensor
 from bitsplit.methods.base import ActivationMethod
 from bitsplit.methods.registry import register_activation
 from bitsplit.methods.statistics import InputSample
-from bitsplit.ops.ranges import grid_of_range, percentile
+from bitsplit.ops.ranges import grid_of_range
+from bitsplit.ops.thresholds import percentile
 from bitsplit.quantizers import Grid
 
 
