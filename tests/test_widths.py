@@ -17,7 +17,8 @@ from bitsplit.data import as_batches
 from bitsplit.errors import CheckpointError, RecipeError
 from bitsplit.methods.registry import resolve
 from bitsplit.methods.whole import divergence
-from bitsplit.preparing import call_model, observed_copy
+from bitsplit.network.running import default_step
+from bitsplit.preparing import observed_copy
 from bitsplit.widths import trial
 
 WIDTHS = (2, 4, 8)
@@ -43,7 +44,7 @@ def found(model: nn.Module, images: Tensor) -> bitsplit.Sensitivities:
 @torch.no_grad()
 def test_every_loss_is_what_the_network_loses(model, images, found):
     """Weights by range do not depend on data: so all can be put together by hand."""
-    _, folded = observed_copy(model, as_batches(images, 16), call_model, None)
+    _, folded = observed_copy(model, as_batches(images, 16), default_step, None)
     rounded = {
         bits: bitsplit.quantize(model, images, "minmax", weights=bits, policy="all") for bits in WIDTHS
     }

@@ -23,6 +23,7 @@ from bitsplit.document import explain
 from bitsplit.errors import ModelError, RecipeError
 from bitsplit.methods.base import Method
 from bitsplit.network import Network, bake_effective_weights, fold_norms, observe, untie_layers
+from bitsplit.network.running import Step, default_step
 from bitsplit.ops.precision import computing_in
 from bitsplit.plan import Plan
 from bitsplit.planning import make_plan
@@ -32,7 +33,6 @@ from bitsplit.report.results import QuantizationReport
 
 Model = TypeVar("Model", bound=nn.Module)
 Verb = TypeVar("Verb", bound=Callable[..., Any])
-Step = Callable[[nn.Module, Any], Any]
 
 
 def undisturbed(verb: Verb) -> Verb:
@@ -98,10 +98,6 @@ def _batches_of(
     return as_batches(data, batch_size, inputs_only=step is None, device=place)
 
 
-def call_model(model: nn.Module, batch: Any) -> Any:
-    return model(batch)
-
-
 def _copied(model: Model) -> Model:
     """A deep copy; tensors with a history, such as the weights of the old weight_norm, lose it."""
     tensors = (value for module in model.modules() for value in vars(module).values())
@@ -155,7 +151,7 @@ class Prepared:
     ) -> Prepared:
         """``model`` stays as it is."""
         batches = _batches_of(model, data, batch_size, step, device, recipe.seed)
-        network, teacher = observed_copy(model, batches, step or call_model, device)
+        network, teacher = observed_copy(model, batches, step or default_step, device)
         return cls(recipe, batches, step, network, teacher, make_plan(network, recipe))
 
     def run(
@@ -171,6 +167,6 @@ class Prepared:
             fingerprint = run_fingerprint(self.teacher, self.batches, self.recipe, self.step)
             saved = Checkpoint(Path(checkpoint), fingerprint | also)
         return Engine(
-            self.network, self.teacher, self.plan, list(chain), self.batches, self.step or call_model,
+            self.network, self.teacher, self.plan, list(chain), self.batches, self.step or default_step,
             seed=self.recipe.seed, memory=free_memory() // 4 if memory is None else memory, checkpoint=saved,
         ).run()  # fmt: skip

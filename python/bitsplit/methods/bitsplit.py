@@ -54,13 +54,16 @@ class BitSplit(WeightMethod):
 
     levels: ``affine`` needs ``several`` starts; each is then tried with zero on either side of the middle.
     rounds: at most so many sweeps of an alternation.  starts: ``several`` or the paper's ``planes``.
+    scales: of several starts, in units of the nearest scale.  polish: descend over all levels in the end.
     search: steps of a tabu search from the best start of a row on, for every weight in it; large layers get
     fewer.
     ridge: what holds the weights near the float ones, as a share of every input's energy; ``auto`` finds it
     for every layer by fitting one half of the images and looking at the other (where all patches are used).
-    error_compensation: fit inputs from the quantized predecessors instead of float ones.  patches: fit on so
-    many sampled patches instead of all.  activations_last: fit input scales when all weights are fitted, on
-    activations that are all float.  ecaq: one activation scale per input channel, moved into the weights
+    damping: of the second moments, where rounding errors are fed back.
+    error_compensation: fit inputs from the quantized predecessors instead of float ones.  refit_bias: let the
+    bias absorb means.  reestimate_norms: give norms that stayed the statistics of the quantized network.
+    patches: fit on so many sampled patches instead of all.  activations_last: fit input scales when all weights
+    are fitted, on activations that are all float.  ecaq: one activation scale per input channel, moved into the weights
     before they are fitted, so that the accumulation stays integer.  paper: the released behaviour throughout.
 
     Input scales are those of ``mse``, of the paper's own alternation where paper or ecaq ask for it.
@@ -71,11 +74,11 @@ class BitSplit(WeightMethod):
     rounds: int = Field(100, ge=1)
     starts: Literal["several", "planes"] = "several"
     scales: tuple[PositiveFloat, ...] = Field((0.6, 0.7, 0.8, 0.9, 1.0, 1.1), min_length=1)
-    search: int = Field(100, ge=0, description="steps of a tabu search for every weight of a row")
+    search: int = Field(100, ge=0)
     polish: bool = True
     error_compensation: bool = True
     refit_bias: bool = True
-    damping: float = Field(0.01, gt=0, description="added to the Gram diagonal, relative to its mean")
+    damping: float = Field(0.01, gt=0)
     ridge: Literal["auto"] | NonNegativeFloat = "auto"
     patches: int | None = Field(None, ge=1)
     reestimate_norms: bool = False

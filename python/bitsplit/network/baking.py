@@ -19,7 +19,7 @@ from bitsplit.network.layers import input_of, kind_of
 from bitsplit.network.model import Network
 from bitsplit.network.observe import observe
 from bitsplit.network.product import has_plain_forward, reached_product
-from bitsplit.network.recorder import outputs_of
+from bitsplit.network.running import outputs_of
 
 Form = Literal["plain", "same"]
 

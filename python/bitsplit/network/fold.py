@@ -15,7 +15,7 @@ from bitsplit.errors import FoldError
 from bitsplit.network.folded import folded_class
 from bitsplit.network.layers import LayerKind
 from bitsplit.network.model import Network, Norm
-from bitsplit.network.recorder import outputs_of
+from bitsplit.network.running import outputs_of
 
 LARGEST_ERROR = 1e-3
 

@@ -49,9 +49,8 @@ class Unit:
     """A module that is fitted as a whole: one tensor (or list of tensors) in, one tensor out.
 
     layers: in execution order.  call: the number of the call, among its module's, at which it is first
-    complete.
-    calls: how often one forward runs the module.  stage: units in a row with outputs of one resolution share
-    it.
+    complete.  calls: how often one forward runs the module.  stage: units in a row with outputs of one
+    resolution share it.
     """
 
     name: str

@@ -12,7 +12,8 @@ from bitsplit.network.facts import Facts
 from bitsplit.network.model import Layer, Network
 from bitsplit.network.norms import find_norms
 from bitsplit.network.record import Call, Record
-from bitsplit.network.recorder import Step, default_step, record_forward
+from bitsplit.network.recorder import record_forward
+from bitsplit.network.running import Step, default_step
 from bitsplit.network.units import find_units
 from bitsplit.network.usage import Usage, find_usages
 

@@ -9,103 +9,35 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from bitsplit.device import fresh
-from bitsplit.errors import ModelError, first_line
+from bitsplit.errors import ModelError
 from bitsplit.network.record import Call, Op, Origin, Record, Ref, Value
-
-Step = Callable[[nn.Module, Any], Any]
-
-
-def default_step(model: nn.Module, batch: Any) -> Any:
-    """How one batch runs through a model unless the user says otherwise."""
-    return model(batch)
+from bitsplit.network.running import Step, attempt, default_step, refuse_unseeable, unchanged
 
 
 def record_forward(model: nn.Module, batch: Any, step: Step = default_step) -> Record:
     """The record of ``step(model, batch)`` in evaluation mode; the model is left as it was."""
-    _refuse_unseeable(model)
+    refuse_unseeable(model)
     batch = fresh(batch)
     recorder = _Recorder(model, batch)
     with unchanged(model), torch.no_grad(), recorder.hooks(), recorder:
-        output = _attempt(model, batch, step)
+        output = attempt(model, batch, step)
         recorder.record.outputs = recorder.read_all(output)
     if not recorder.record.calls:
         raise ModelError("the step ran no module of the model")
     return recorder.record
 
 
-def _attempt(model: nn.Module, batch: Any, step: Step) -> Any:
-    try:
-        return step(model, batch)
-    except Exception as error:  # the model's own code may raise anything
-        shapes = [tuple(leaf.shape) for leaf in pytree.tree_leaves(batch) if isinstance(leaf, Tensor)]
-        what = f"{type(error).__name__}: {first_line(error)}"
-        raise ModelError(f"the forward of the first batch (tensors of {shapes}) failed: {what}") from error
-
-
-def outputs_of(model: nn.Module, batch: Any, step: Step) -> list[Tensor]:
-    """The floating-point outputs of ``step(model, batch)`` in evaluation mode; nothing else is changed."""
-    with unchanged(model), torch.no_grad():
-        output = step(model, fresh(batch))
-    leaves = pytree.tree_leaves(output)
-    return [leaf.clone() for leaf in leaves if isinstance(leaf, Tensor) and leaf.is_floating_point()]
-
-
-def _refuse_unseeable(model: nn.Module) -> None:
-    """Compiled models hide their modules, lazy ones have no weights yet."""
-    compiled = [name or "the model" for name, module in model.named_modules() if hasattr(module, "_orig_mod")]
-    if compiled:
-        raise ModelError(f"{compiled[0]} is compiled; use the module that torch.compile was given")
-    scripted = [name for name, module in model.named_modules() if isinstance(module, torch.jit.ScriptModule)]
-    if scripted:
-        raise ModelError(f"scripted or traced modules hide their layers: {scripted[0] or 'the model itself'}")
-    lazy = [
-        name for name, module in model.named_modules() if any(is_lazy(p) for p in module._parameters.values())
-    ]
-    if lazy:
-        raise ModelError(f"lazy modules have no weights yet; run the model once first: {', '.join(lazy)}")
-
-
-@contextmanager
-def unchanged(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode without attention's fused path; training flags, buffers and random state come back."""
-    flags = [(module, module.training) for module in model.modules()]
-    buffers = [
-        (module, name, buffer, None if buffer is None else buffer.clone())
-        for module in model.modules()
-        for name, buffer in module._buffers.items()
-    ]
-    gpus = {parameter.device.index for parameter in model.parameters() if parameter.is_cuda}
-    fast_path = torch.backends.mha.get_fastpath_enabled()
-    try:
-        torch.backends.mha.set_fastpath_enabled(False)
-        for module, _ in flags:
-            module.training = False
-        with torch.random.fork_rng(sorted(gpus)):
-            yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fast_path)
-        for module, training in flags:
-            module.training = training
-        with torch.no_grad():
-            for module, name, buffer, content in buffers:
-                module._buffers[name] = buffer
-                if buffer is not None and not torch.equal(buffer, content):
-                    buffer.copy_(content)
-
-
 class _Recorder(TorchDispatchMode):
     """Builds the record.
 
     A tensor's value is looked up by the tensor object (weakly, so no activation is kept alive) together with
-    the
-    number of writes its memory had seen when the value was noted: after a write through another view, the
-    value is joined with what was written.
+    the number of writes its memory had seen when the value was noted: after a write through another view,
+    the value is joined with what was written.
     """
 
     def __init__(self, model: nn.Module, batch: Any) -> None:

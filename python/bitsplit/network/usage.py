@@ -21,8 +21,7 @@ class Usage:
 
     products: the numbers of the operations that are its work, one a call when it is a plain layer.
     reason: why it cannot be quantized, or ''.  computed: its weight is computed from parameters alone, so
-    that
-    ``bake_effective_weights`` would make it a plain layer.
+    that ``bake_effective_weights`` would make it a plain layer.
     """
 
     name: str
