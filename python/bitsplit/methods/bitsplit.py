@@ -62,9 +62,10 @@ class BitSplit(WeightMethod):
     damping: of the second moments, where rounding errors are fed back.
     error_compensation: fit inputs from the quantized predecessors instead of float ones.  refit_bias: let the
     bias absorb means.  reestimate_norms: give norms that stayed the statistics of the quantized network.
-    patches: fit on so many sampled patches instead of all.  activations_last: fit input scales when all weights
-    are fitted, on activations that are all float.  ecaq: one activation scale per input channel, moved into the weights
-    before they are fitted, so that the accumulation stays integer.  paper: the released behaviour throughout.
+    patches: fit on so many sampled patches instead of all.  activations_last: fit input scales when all
+    weights are fitted, on activations that are all float.  ecaq: one activation scale per input channel,
+    moved into the weights before they are fitted, so that the accumulation stays integer.  paper: the
+    released behaviour throughout.
 
     Input scales are those of ``mse``, of the paper's own alternation where paper or ecaq ask for it.
     """
