@@ -20,7 +20,7 @@ def genetic(question: Question, seed: int = 0) -> Answer:
     def within(make) -> np.ndarray:
         for _ in range(MOST_ATTEMPTS):
             child = make()
-            if question.allows(question.costs[np.arange(layers), child].sum()):
+            if question.allows(question.cost(child)):
                 return child
         return cheapest
 

@@ -20,10 +20,11 @@ from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import coo_array, vstack
 from scipy.sparse.csgraph import connected_components
 
-from bitsplit.widths.question import Answer, Question
+from bitsplit.errors import RecipeError
+from bitsplit.widths.question import ROUNDING, Answer, Question
 
 LARGEST = 3  # layers of a group
-SLACK = 1e-6  # of the budget: how far the solver may be beyond it
+SCALE = 1e4  # of what the budget leaves free: the solver may be beyond it by 1e-6
 
 
 @dataclass(frozen=True)
@@ -53,29 +54,34 @@ def exact(question: Question) -> Answer:
         groups.append(_group(question, layers, inside, across, columns))
         columns = groups[-1].variables.stop
     losses = np.concatenate([*(group.losses for group in groups), list(across.values())])
-    costs = np.concatenate([*(group.costs for group in groups), np.zeros(len(across))])
-    whole = np.arange(len(costs)) < columns  # pairs follow from the rest
+    extra = np.concatenate([*(group.costs - group.costs.min() for group in groups), np.zeros(len(across))])
+    least = question.fixed + sum(group.costs.min() for group in groups)
+    free = max(question.budget * (1 + ROUNDING) - least, 0.0)
+    affordable = extra <= free
+    whole = np.arange(len(losses)) < columns  # pairs follow from the rest
     one_each = np.repeat(np.arange(len(groups)), [len(group.costs) for group in groups])
     constraints = [
-        LinearConstraint(_sparse(one_each, np.arange(columns), 1.0, len(groups), len(costs)), 1, 1)
+        LinearConstraint(_sparse(one_each, np.arange(columns), 1.0, len(groups), len(losses)), 1, 1),
+        LinearConstraint(np.where(affordable, extra, 0)[None] * (SCALE / max(free, 1e-300)), -np.inf, SCALE),
     ]
     if across:
         constraints.append(_pair_constraint(across, groups, columns))
     unit = max(np.abs(losses).max(), 1e-300)
-    allowed = question.budget
     while True:
-        within = LinearConstraint(costs[None] / max(allowed, 1e-300), -np.inf, 1)
         with _silence():
             found = milp(
-                losses / unit, integrality=whole, bounds=Bounds(0, 1), constraints=[*constraints, within],
+                losses / unit, integrality=whole, bounds=Bounds(0, affordable), constraints=constraints,
                 options={"mip_rel_gap": 0.0},
             )  # fmt: skip
         if found.x is None:
-            raise RuntimeError(f"the integer program was not solved: {found.message}")
-        answer = question.answer(_widths(groups, found.x), found.mip_dual_bound * unit)
+            raise RecipeError(f"the integer program was not solved: {found.message}")
+        chosen = np.array([group.begin + found.x[group.variables].argmax() for group in groups])
+        answer = question.answer(_widths(groups, chosen), found.mip_dual_bound * unit)
         if question.allows(answer.cost):
             return answer
-        allowed -= SLACK * question.budget  # the solver used its tolerance
+        # the solver used its tolerance: the same without this choice
+        unlike = _sparse(np.zeros(len(chosen), int), chosen, 1.0, 1, len(losses))
+        constraints.append(LinearConstraint(unlike, -np.inf, len(groups) - 1))
 
 
 def _parts(question: Question) -> list[tuple[int, ...]]:
@@ -123,12 +129,12 @@ def _group(
     return _Group(layers, widths[kept], losses[kept], costs[kept], begin)
 
 
-def _widths(groups: list[_Group], x: np.ndarray) -> np.ndarray:
-    """Of every layer, by the combination that the program chose for its group."""
-    chosen = np.zeros(sum(len(group.layers) for group in groups), int)
-    for group in groups:
-        chosen[list(group.layers)] = group.widths[x[group.variables].argmax()]
-    return chosen
+def _widths(groups: list[_Group], chosen: np.ndarray) -> np.ndarray:
+    """Of every layer, by the variable that the program chose for its group."""
+    widths = np.zeros(sum(len(group.layers) for group in groups), int)
+    for group, variable in zip(groups, chosen, strict=True):
+        widths[list(group.layers)] = group.widths[variable - group.begin]
+    return widths
 
 
 def _pair_constraint(

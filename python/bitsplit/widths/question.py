@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 
@@ -21,12 +20,17 @@ ROUNDING = 1e-12  # of the budget: what adding up costs may be off
 
 @dataclass(frozen=True)
 class Question:
-    """losses, costs: [layers, widths], the smallest width first.  pairs: by two layers, what is added."""
+    """losses, costs: [layers, widths], the smallest width first.  pairs: by two layers, what is added.
+
+    fixed: what everything else costs.  unit: of costs and budget.
+    """
 
     losses: np.ndarray
     costs: np.ndarray
     budget: float
     pairs: Mapping[tuple[int, int], float] = field(default_factory=dict)
+    fixed: float = 0.0
+    unit: str = ""
 
     def __post_init__(self) -> None:
         if self.losses.shape != self.costs.shape or self.losses.ndim != 2 or not self.losses.size:
@@ -34,16 +38,14 @@ class Question:
             raise ValueError(f"losses and costs must be tables of one shape, got {shapes}")
         if not (np.isfinite(self.losses).all() and np.isfinite(self.costs).all() and (self.costs >= 0).all()):
             raise ValueError("losses must be finite, costs finite and not negative")
-        least = self.costs.min(1).sum()
+        least = self.cost(self.costs.argmin(1))
         if not self.allows(least):
-            raise RecipeError(
-                f"a budget of {self.budget:g} cannot be met: the least that widths can cost is {least:g}"
-            )
+            budget, least = f"{self.budget:,.10g} {self.unit}".rstrip(), f"{least:,.10g}"
+            raise RecipeError(f"a budget of {budget} cannot be met: the network takes {least} at least")
 
-    @classmethod
-    def of(cls, losses: Any, costs: Any, budget: float, pairs: Mapping[tuple[int, int], float]) -> Question:
-        """From nested lists."""
-        return cls(np.array(losses, float), np.array(costs, float), budget, pairs)
+    def cost(self, widths: Sequence[int]) -> float:
+        """Of everything, with these widths."""
+        return float(self.fixed + self.costs[np.arange(len(self.costs)), widths].sum())
 
     def allows(self, cost: float) -> bool:
         """Whether it is within the budget, but for rounding."""
@@ -51,10 +53,9 @@ class Question:
 
     def answer(self, widths: Sequence[int], bound: float = -np.inf) -> Answer:
         """What choosing these widths means."""
-        rows = np.arange(len(self.losses))
         pairs = sum(extra for pair, extra in self.pairs.items() if all(widths[i] == 0 for i in pair))
-        loss = float(self.losses[rows, widths].sum() + pairs)
-        return Answer(tuple(map(int, widths)), loss, float(self.costs[rows, widths].sum()), bound)
+        loss = float(self.losses[np.arange(len(self.losses)), widths].sum() + pairs)
+        return Answer(tuple(map(int, widths)), loss, self.cost(widths), bound)
 
 
 @dataclass(frozen=True)
