@@ -255,7 +255,9 @@ def test_configs_are_what_the_program_takes(folder: Path, run: Callable[..., str
     assert json.loads(json.dumps(plan)) == plan
 
 
-def test_mixed_widths_become_a_recipe(folder: Path, run: Callable[..., str]) -> None:
+def test_mixed_widths_become_a_recipe(
+    folder: Path, run: Callable[..., str], fail: Callable[..., str]
+) -> None:
     common = ("mixed", *NET, "--data", "photos", *SMALL, "--method", "minmax", "--policy", "all")
     budget = ("--widths", "2,4,8", "--measured", "found.json", "--save", "mixed.yaml")
     text = run(*common, *budget, "--average", "4", "--curve", "curve.png")
@@ -271,7 +273,11 @@ def test_mixed_widths_become_a_recipe(folder: Path, run: Callable[..., str]) -> 
         bits=4
     ).widths
     Path("photos").rename("gone")  # what has been measured is enough
-    assert "bytes" in run(*common, *budget, "--bytes", str(found.other_bytes + 400))
+    run(*common, *budget[:-1], "mixed.json", "--bytes", str(found.other_bytes + 400))
+    assert Recipe.from_file("mixed.json").layers
+    assert "measured with another recipe" in fail(*common, *budget, "--average", "4", "--activations", "4")
+    assert "has the widths (2, 4, 8)" in fail(*common, *budget, "--average", "4", "--widths", "2,8")
+    assert "written twice" in fail(*common, *budget, "--average", "4", "--curve", "found.png")
 
 
 def test_mixed_widths_for_a_recipe(folder: Path, run: Callable[..., str], fail: Callable[..., str]) -> None:

@@ -140,7 +140,7 @@ def test_bytes_are_those_of_the_plan(model, images, found):
         everywhere = bitsplit.plan(model, images, "minmax", weights=bits, policy="all").quantized_bytes
         chosen = found.choose(bytes=everywhere)
         plan = bitsplit.plan(model, images, chosen.recipe)
-        assert plan.quantized_bytes == chosen.cost + found.other_bytes <= everywhere
+        assert plan.quantized_bytes == chosen.cost <= chosen.limit == everywhere
         assert {row.name: row.weights for row in plan.layers} == chosen.widths
         assert chosen.loss <= found.uniform(bits).loss
         assert found.choose(bits=bits).widths == chosen.widths
@@ -154,10 +154,11 @@ def test_bit_operations(model, images):
     stem, fc = 3 * 8 * 9 * 64, 8 * 5
     block = 8 * 8 * 9 * 64
     assert found.other_operations == stem * 8 * 32 + fc * 8 * 8
-    chosen = found.choose(operations=found.other_operations + 4 * block * 4 * 4)
-    assert chosen.cost <= chosen.limit == 4 * block * 16
-    assert chosen.cost == sum(block * bits * 4 for bits in chosen.widths.values())
-    with pytest.raises(RecipeError, match="what has no choice takes"):
+    limit = found.other_operations + 4 * block * 4 * 4
+    chosen = found.choose(operations=limit)
+    assert chosen.cost <= chosen.limit == limit
+    assert chosen.cost == found.other_operations + sum(block * bits * 4 for bits in chosen.widths.values())
+    with pytest.raises(RecipeError, match=f"a budget of {stem:,} bit operations cannot be met"):
         found.choose(operations=stem)
 
 
@@ -176,6 +177,22 @@ def test_milliseconds_from_a_table(found, tmp_path: Path):
         found.choose(milliseconds=80, times=table)
     with pytest.raises(RecipeError, match="cannot read"):
         found.choose(milliseconds=80, times=tmp_path / "none.csv")
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        ("stem,2,nan", "line 2: a time is 0 or more milliseconds, got nan"),
+        ("stem,2,-1", "line 2: a time is 0 or more milliseconds, got -1"),
+        ("stem,2,1\nstem,4,1\nstem,2,3", "line 4: stem at 2 bits stands there twice"),
+        ("", "has no times"),
+    ],
+)
+def test_tables_of_times_that_are_none(tmp_path: Path, lines: str, message: str):
+    table = tmp_path / "times.csv"
+    table.write_text(f"\N{ZERO WIDTH NO-BREAK SPACE}layer,width,milliseconds\n{lines}\n", encoding="utf-8")
+    with pytest.raises((RecipeError, ValueError), match=message):
+        bitsplit.Budget(milliseconds=8, times=table)
 
 
 def test_one_call(model, images, found, tmp_path: Path):
@@ -228,13 +245,57 @@ def test_what_a_policy_or_an_override_fixes_is_not_tried(model, images):
         ({"bits": 3, "times": "a.csv"}, "belong together"),
         ({"bits": -1}, "greater than 0"),
         ({"bits": 1.5}, "a budget of .* cannot be met"),
-        ({"bytes": 10}, "a budget of 10 bytes cannot be met: what has no choice takes"),
+        ({"bytes": 10}, "a budget of 10 bytes cannot be met: the network takes .* at least"),
         ({"size": 10}, "unknown field 'size'"),
     ],
 )
 def test_budgets_that_are_none(found, limits, message):
-    with pytest.raises((RecipeError, ValueError), match=message):
+    with pytest.raises(RecipeError, match=message):
         found.choose(**limits)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({}, "got none"),
+        ({"bits": 1}, "1 bits in the mean cannot be met with 2 bits or more"),
+        ({"milliseconds": 1, "times": "none.csv"}, "cannot read none.csv"),
+        ({"bits": 3, "solver": "best"}, "solver is one of exact, genetic"),
+        ({"bits": 3, "images": 0}, "1 image or more, got images=0"),
+    ],
+)
+def test_what_cannot_be_met_is_told_before_anything_is_measured(model, arguments, message):
+    def broken(*_):
+        raise AssertionError("the network ran")
+
+    with pytest.raises(RecipeError, match=message):
+        bitsplit.mixed(model, [torch.zeros(1, 3, 8, 8)], "minmax", step=broken, **arguments)
+
+
+def test_inputs_keep_the_bits_they_were_measured_with(model, images):
+    """Also where an override names the layer, and a later one overrides that."""
+    overrides = {
+        "first.one": {"activations": 8},
+        "first.two": {"activations": None},
+        "second.*": {"activations": 5},
+    }
+    options = {"activations": 4, "policy": "all"}
+    asked = bitsplit.plan(model, images, "minmax", layers=overrides, **options)
+    chosen = bitsplit.mixed(model, images, "minmax", bits=4, layers=overrides, widths=WIDTHS, **options)
+    got = bitsplit.plan(model, images, chosen.recipe)
+    assert [row.activations for row in got.layers] == [row.activations for row in asked.layers]
+    assert {row.name: row.weights for row in got.layers} == chosen.widths
+
+
+def test_a_layer_without_a_choice_is_the_same_in_every_trial(model, images):
+    """Learning changes it with the others of its unit."""
+    overrides = {"first.two": {"weights": 3}}
+    few, many = (
+        bitsplit.sensitivities(model, images, CHAIN, widths=widths, policy="all", layers=overrides)
+        for widths in ((2, 8), (2, 3, 4, 8))
+    )
+    for one, other in zip(few.layers, many.layers, strict=True):
+        assert one.losses[2] == other.losses[2]
 
 
 def test_mistakes(model, images, found):

@@ -6,11 +6,13 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from torch import Tensor, nn
 
 import bitsplit
 from bitsplit.cli import inputs, options
 from bitsplit.errors import BitsplitError
 from bitsplit.models.load import load_model
+from bitsplit.recipe import Recipe
 from bitsplit.report.figure import require_matplotlib
 from bitsplit.widths import Budget, Sensitivities
 from bitsplit.widths.curve import trade_off
@@ -55,7 +57,9 @@ def mixed(
     measured: Annotated[
         Path | None,
         typer.Option(
-            "--measured", metavar="FILE", help="Keeps what was measured (JSON); used when it exists."
+            "--measured",
+            metavar="FILE",
+            help="Keeps what was measured (JSON); when it exists, nothing is measured again.",
         ),
     ] = None,
     curve: Annotated[
@@ -71,37 +75,64 @@ def mixed(
 ) -> None:
     """Choose the width of every layer for a budget, and save it as a recipe."""
     limits = {"bits": average, "bytes": size, "operations": operations}
-    budget = Budget(**limits, milliseconds=milliseconds, times=times)
-    inputs.check_target(save)
-    if curve is not None:
-        require_matplotlib()
+    budget, tried = Budget(**limits, milliseconds=milliseconds, times=times), _widths(widths)
+    budget.check(tried)
+    _check_files(save, measured, curve)
+    if recipe is not None and activations is not None:
+        raise BitsplitError("--recipe says everything; leave out --activations or the recipe")
+    bits = None if recipe else f"W{min(tried)}A{activations or 32}"
+    chosen = options.recipe_of(recipe, bits, method, effort, policy, power_of_two, layer, seed)
+    network = load_model(model, weights)
     if measured is not None and measured.exists():
         found = Sensitivities.from_json(measured)
+        given = [recipe, activations, method, effort, policy, power_of_two or None, layer, seed]
+        _check_same(measured, found, network, tried, chosen if any(x is not None for x in given) else None)
     else:
-        tried = _widths(widths)
-        if recipe is not None and activations is not None:
-            raise BitsplitError("--recipe says everything; leave out --activations or the recipe")
-        bits = None if recipe else f"W{min(tried)}A{activations or 32}"
-        chosen = options.recipe_of(recipe, bits, method, effort, policy, power_of_two, layer, seed)
-        network = load_model(model, weights)
-        place = options.device_of(device)
         drawn = inputs.calibration_images(
             model, network, data, preprocessing, images, chosen.seed, input_size
         )
         found = bitsplit.sensitivities(
-            network, drawn, chosen, widths=tried, device=place, batch_size=batch_size,
+            network, drawn, chosen, widths=tried, device=options.device_of(device), batch_size=batch_size,
             checkpoint=checkpoint,
         )  # fmt: skip
         if measured is not None:
             found.to_json(measured)
     plan = found.choose(budget)
-    plan.recipe.to_yaml(save)
+    (plan.recipe.to_json if save.suffix == ".json" else plan.recipe.to_yaml)(save)
     print(f"{plan}; {found.bytes_of(plan) / 1024:,.1f} KiB")
     if curve is not None:
         low, high = found.widths[0], found.widths[-1]
         points = trade_off(found, [low + step / STEPS for step in range(STEPS * (high - low) + 1)])
         points.draw(curve)
         points.to_json(curve.with_suffix(".json"))
+
+
+def _check_files(save: Path, measured: Path | None, curve: Path | None) -> None:
+    """All can be written, each of its own, before hours of work go into them."""
+    files = [save, *filter(None, [measured, curve])]
+    if curve is not None:
+        require_matplotlib()
+        files.append(curve.with_suffix(".json"))
+    for path in files:
+        inputs.check_target(path)
+    twice = [path for path in files if files.count(path) > 1]
+    if twice:
+        raise BitsplitError(f"{twice[0]} would be written twice; the curve's figures go to FILE.json")
+
+
+def _check_same(
+    file: Path, found: Sensitivities, network: nn.Module, tried: list[int], chosen: Recipe | None
+) -> None:
+    """What a file has measured is of this network, these widths and, where options say one, this recipe."""
+    modules = dict(network.named_modules())
+    for row in found.layers:
+        weight = getattr(modules.get(row.layer.name), "weight", None)
+        if not isinstance(weight, Tensor) or weight.numel() != row.layer.count:
+            raise BitsplitError(f"{file} is of another network: {row.layer.name} is not a layer of this one")
+    if tuple(sorted(set(tried))) != found.widths:
+        raise BitsplitError(f"{file} has the widths {found.widths}, got --widths {tried}")
+    if chosen is not None and chosen.model_copy(update={"weights": found.recipe.weights}) != found.recipe:
+        raise BitsplitError(f"{file} was measured with another recipe: give its options, or another file")
 
 
 def _widths(text: str) -> list[int]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import csv
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationError, model_validator
 
-from bitsplit.document import Document, nearest
+from bitsplit.document import Document, explain, nearest
 from bitsplit.errors import RecipeError
 from bitsplit.plan import FLOAT_BITS, LayerPlan
 
@@ -47,25 +48,49 @@ class Budget(Document):
             raise ValueError("milliseconds and times (a CSV file) belong together")
         return self
 
+    @classmethod
+    def asked(cls, **limits: Any) -> Budget:
+        """From what a user gave."""
+        try:
+            return cls(**limits)
+        except ValidationError as error:
+            raise RecipeError(explain(error)) from None
+
+    @model_validator(mode="after")
+    def _has_readable_times(self) -> Budget:
+        if self.times is not None:
+            read_times(self.times)
+        return self
+
     @property
     def unit(self) -> str:
         """In what the limit is counted."""
         return next(unit for name, unit in UNITS.items() if getattr(self, name) is not None)
 
+    @property
+    def limit(self) -> float:
+        return next(getattr(self, name) for name in UNITS if getattr(self, name) is not None)
+
+    def check(self, widths: Sequence[int]) -> None:
+        """Before anything is measured at ``widths``: ``RecipeError`` when that cannot be met."""
+        if self.bits is not None and self.bits < min(widths):
+            raise RecipeError(f"{self.bits:g} bits in the mean cannot be met with {min(widths)} bits or more")
+
     def costs(self, found: Sensitivities) -> tuple[list[list[float]], float]:
-        """Of every layer at every width, and the limit of their sum."""
+        """Of every layer at every width, and of all that has no choice."""
         if self.bits is not None:
             total = sum(row.layer.count for row in found.layers)
-            return [[row.layer.count * w / total for w in found.widths] for row in found.layers], self.bits
+            return [[row.layer.count * w / total for w in found.widths] for row in found.layers], 0
         if self.bytes is not None:
             costs = [[row.at(width).weight_bytes for width in found.widths] for row in found.layers]
-            return costs, _left(self.bytes, found.other_bytes, self.unit)
+            return costs, found.other_bytes
         if self.operations is not None:
             costs = [[bit_operations(row.at(w), row.macs) for w in found.widths] for row in found.layers]
-            return costs, _left(self.operations, found.other_operations, self.unit)
-        names = [row.layer.name for row in found.layers]
-        times = read_times(self.times, names, found.widths)
-        return [[times[name, width] for width in found.widths] for name in names], self.milliseconds
+            return costs, found.other_operations
+        times = read_times(self.times)
+        return [
+            [_time(self.times, times, row.layer.name, w) for w in found.widths] for row in found.layers
+        ], 0
 
 
 def bit_operations(layer: LayerPlan, macs: int) -> int:
@@ -73,31 +98,32 @@ def bit_operations(layer: LayerPlan, macs: int) -> int:
     return macs * (layer.weights or FLOAT_BITS) * (layer.activations or FLOAT_BITS)
 
 
-def _left(limit: float, others: int, unit: str) -> float:
-    if limit <= others:
-        raise RecipeError(
-            f"a budget of {limit:g} {unit} cannot be met: what has no choice takes {others:g} already"
-        )
-    return limit - others
-
-
-def read_times(path: Path, names: list[str], widths: tuple[int, ...]) -> dict[tuple[str, int], float]:
-    """Milliseconds by layer and width; the table must tell all that are asked for."""
+def read_times(path: Path) -> dict[tuple[str, int], float]:
+    """Milliseconds by layer and width."""
     try:
-        with open(path, encoding="utf-8", newline="") as file:
+        with open(path, encoding="utf-8-sig", newline="") as file:
             rows = list(csv.DictReader(file))
     except (OSError, UnicodeDecodeError) as error:
         raise RecipeError(f"cannot read {path}: {error}") from error
     times: dict[tuple[str, int], float] = {}
     for number, row in enumerate(rows, start=2):
         try:
-            layer, width, milliseconds = (row[column] for column in COLUMNS)
-            times[layer, int(width)] = float(milliseconds)
+            key, milliseconds = (row["layer"], int(row["width"])), float(row["milliseconds"])
         except (KeyError, TypeError, ValueError):
             raise RecipeError(f"{path}, line {number}: needs {', '.join(COLUMNS)}, got {row}") from None
-    missing = [(name, width) for name in names for width in widths if (name, width) not in times]
-    if missing:
-        name, width = missing[0]
-        hint = nearest(name, sorted({layer for layer, _ in times}))
-        raise RecipeError(f"{path} has no time for {name} at {width} bits ({len(missing)} missing); {hint}")
+        if not 0 <= milliseconds < float("inf"):
+            raise RecipeError(f"{path}, line {number}: a time is 0 or more milliseconds, got {milliseconds}")
+        if key in times:
+            raise RecipeError(f"{path}, line {number}: {key[0]} at {key[1]} bits stands there twice")
+        times[key] = milliseconds
+    if not times:
+        raise RecipeError(f"{path} has no times; its lines need {', '.join(COLUMNS)}")
     return times
+
+
+def _time(path: Path, times: dict[tuple[str, int], float], layer: str, width: int) -> float:
+    if (layer, width) in times:
+        return times[layer, width]
+    known = sorted({name for name, _ in times})
+    hint = "" if layer in known else f"; {nearest(layer, known)}"
+    raise RecipeError(f"{path} has no time for {layer} at {width} bits{hint}")

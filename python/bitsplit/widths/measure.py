@@ -16,7 +16,7 @@ from bitsplit.plan import Plan
 from bitsplit.preparing import UNSAID, AskedBits, Prepared, Step, recipe_of, undisturbed
 from bitsplit.recipe import Recipe
 from bitsplit.widths.budget import Budget
-from bitsplit.widths.sensitivities import MixedPlan, PairLoss, Sensitivities, Solver, from_figures
+from bitsplit.widths.sensitivities import SOLVERS, MixedPlan, PairLoss, Sensitivities, Solver, from_figures
 from bitsplit.widths.trial import WIDEST, Trial, at_width, pair_of
 
 WIDTHS = (2, 3, 4, 6, 8)
@@ -48,6 +48,8 @@ def sensitivities(
     as for ``quantize``; layers whose width a policy or an override fixes keep it.
     """
     tried = _checked(widths)
+    if images < 1:
+        raise RecipeError(f"the network must be asked about 1 image or more, got images={images}")
     smallest = UNSAID if isinstance(method, Recipe) else tried[0]  # for which effort chooses
     recipe = recipe_of(
         method,
@@ -93,9 +95,12 @@ def mixed(
     >>> found = bitsplit.mixed(model, images, bits=3)  # doctest: +SKIP
     >>> quantized = bitsplit.quantize(model, images, found.recipe)  # doctest: +SKIP
     """
-    limits = {name: options.pop(name) for name in Budget.model_fields if name in options}
+    budget = Budget.asked(**{name: options.pop(name) for name in Budget.model_fields if name in options})
+    budget.check(_checked(options.get("widths", WIDTHS)))
+    if solver not in SOLVERS:
+        raise RecipeError(f"solver is one of {', '.join(SOLVERS)}, got {solver!r}")
     found = sensitivities(model, data, method, **options)
-    return found.choose(solver=solver, seed=found.recipe.seed, **limits)
+    return found.choose(budget, solver=solver, seed=found.recipe.seed)
 
 
 def _checked(widths: Sequence[int]) -> tuple[int, ...]:

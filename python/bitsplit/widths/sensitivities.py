@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
+from glob import escape
 from typing import Any, Literal
 
+import numpy as np
 from pydantic import Field
 
 from bitsplit.document import Document
@@ -78,7 +80,7 @@ class MixedPlan(Document):
     @property
     def layers(self) -> dict[str, dict[str, int]]:
         """As the argument ``layers`` of ``quantize``, beside any method."""
-        return {name: {"weights": bits} for name, bits in self.widths.items()}
+        return {escape(name): {"weights": bits} for name, bits in self.widths.items()}
 
 
 class Sensitivities(Document):
@@ -111,7 +113,9 @@ class Sensitivities(Document):
         """The widths of least loss within a budget, one of ``Budget``'s fields: ``choose(bits=3)``."""
         if solver not in SOLVERS:
             raise RecipeError(f"solver is one of {', '.join(SOLVERS)}, got {solver!r}")
-        budget = Budget(**limits) if budget is None else budget
+        if budget is not None and limits:
+            raise RecipeError(f"a budget says everything; leave out {', '.join(limits)} or the budget")
+        budget = Budget.asked(**limits) if budget is None else budget
         found = SOLVERS[solver](self._question(budget), seed)
         widths = {
             row.layer.name: self.widths[number] for row, number in zip(self.layers, found.widths, strict=True)
@@ -131,23 +135,33 @@ class Sensitivities(Document):
         """Size of the whole model with these widths."""
         return self.other_bytes + sum(row.at(plan.widths[row.layer.name]).weight_bytes for row in self.layers)
 
+    def _overrides(self, widths: dict[str, int]) -> dict[str, LayerOverride]:
+        """The recipe's, and behind them the widths; inputs keep the bits that they were measured with."""
+        overrides = dict(self.recipe.layers)
+        for row in self.layers:
+            pattern = escape(row.layer.name)
+            replaced = overrides.pop(pattern, None)
+            own_input = replaced is not None and "activations" in replaced.given
+            inputs = {"activations": row.layer.activations} if own_input else {}
+            overrides[pattern] = LayerOverride(weights=widths[row.layer.name], **inputs)
+        return overrides
+
     def _question(self, budget: Budget) -> Question:
         numbers = {row.layer.name: number for number, row in enumerate(self.layers)}
         pairs = {(numbers[pair.first], numbers[pair.second]): pair.loss for pair in self.pairs}
         losses = [[row.losses[bits] for bits in self.widths] for row in self.layers]
-        costs, limit = budget.costs(self)
-        return Question.of(losses, costs, limit, pairs)
+        costs, fixed = budget.costs(self)
+        tables = np.array(losses, float), np.array(costs, float)
+        return Question(*tables, budget.limit, pairs, fixed, budget.unit)
 
     def _plan(self, budget: Budget, solver: Solver, widths: dict[str, int], found: Answer) -> MixedPlan:
-        overrides = {name: LayerOverride(weights=bits) for name, bits in widths.items()}
-        _, limit = budget.costs(self)
         return MixedPlan(
-            recipe=self.recipe.model_copy(update={"layers": {**self.recipe.layers, **overrides}}),
+            recipe=self.recipe.model_copy(update={"layers": self._overrides(widths)}),
             widths=widths,
             loss=found.loss,
             bound=found.bound if found.bound > float("-inf") else None,
             cost=found.cost,
-            limit=limit,
+            limit=budget.limit,
             unit=budget.unit,
             solver=solver,
         )

@@ -76,27 +76,27 @@ class Trial(Method):
         tasks = [task for task in piece.layers if task.name in self.candidates]
         if not tasks:
             return None
-        bench = Bench(tasks)
+        bench = Bench(piece.layers)
         for task in tasks:
             for bits in self.widths:
                 with bench.having({task.name: bits}):
                     self.fit_layer(task)
                     bench.keep(task, bits)
         for bits in self.widths:
-            self._learn_together(piece, bench, bits)
-        return Outcome(0.0, 0.0, 0.0, figures=self._figures(piece, bench))
+            self._learn_together(piece, bench, tasks, bits)
+        return Outcome(0.0, 0.0, 0.0, figures=self._figures(piece, bench, tasks))
 
-    def _learn_together(self, piece: Piece, bench: Bench, bits: int) -> None:
+    def _learn_together(self, piece: Piece, bench: Bench, tasks: list[LayerTask], bits: int) -> None:
         learning = [method for method in self.chain if method.granularity is not None]
         if not learning:
             return
-        with bench.having({task.name: bits for task in bench.tasks}):
+        with bench.having({task.name: bits for task in tasks}):
             for method in learning:
                 method.fit_piece(piece)
-            for task in bench.tasks:
+            for task in tasks:
                 bench.keep(task, bits)
 
-    def _figures(self, piece: Piece, bench: Bench) -> dict[str, float]:
+    def _figures(self, piece: Piece, bench: Bench, tasks: list[LayerTask]) -> dict[str, float]:
         """Losses beyond that with eight bits in the whole unit."""
         base, smallest = self._divergence(piece), self.widths[0]
 
@@ -104,7 +104,7 @@ class Trial(Method):
             with bench.having(bits):
                 return self._divergence(piece) - base
 
-        names = [task.name for task in bench.tasks]
+        names = [task.name for task in tasks]
         figures = {at_width(name, bits): loss({name: bits}) for name in names for bits in self.widths}
         for pair in combinations(names, 2):
             alone = sum(figures[at_width(name, smallest)] for name in pair)
@@ -124,11 +124,12 @@ class Trial(Method):
 
 
 class Bench:
-    """The layers of a unit, which have eight bits, and what each has got at other widths."""
+    """The layers of a unit as they are with eight bits where they have a choice, and what some have got at
+    other widths."""
 
     def __init__(self, tasks: Sequence[LayerTask]) -> None:
         self.tasks = tasks
-        self._grids = {task.name: task.weight_grid for task in tasks}
+        self._grids = {task.name: task.weight_grid for task in tasks if task.weight_grid is not None}
         self._wide = {task.name: fitted_state(task.module) for task in tasks}
         self._kept: dict[tuple[str, int], dict[str, Tensor]] = {}
 
@@ -150,5 +151,6 @@ class Bench:
             yield
         finally:
             for task in self.tasks:
-                attach_weight_quantizer(task.module, self._grids[task.name])
+                if task.name in self._grids:
+                    attach_weight_quantizer(task.module, self._grids[task.name])
                 set_fitted_state(task.module, self._wide[task.name])
