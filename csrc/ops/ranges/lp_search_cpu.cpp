@@ -1,15 +1,12 @@
 // lp_search: every value meets all candidates while it is in the cache. Sums have fixed lanes, blocks and
 // order, so they are the same bits for every instruction set and number of threads.
-#include <ATen/Dispatch.h>
-#include <ATen/OpMathType.h>
 #include <ATen/Parallel.h>
-#include <torch/library.h>
 
 #include <algorithm>
 #include <vector>
 
 #include "core/simd.h"
-#include "ops/ranges/ranges.h"
+#include "ops/ranges/ranges_dispatch.h"
 
 namespace bitsplit {
 namespace {
@@ -67,44 +64,31 @@ void store_best(const SearchCall& call, int64_t channel, const std::vector<doubl
   call.error.mutable_data_ptr<double>()[channel] = space.error_of_units(channel, best.error);
 }
 
-template <typename T, typename Storage, typename Loss>
-void search(const SearchCall& call, Loss loss) {
-  const int64_t channels = call.rows.size(0), size = call.rows.size(1), number = call.candidates;
-  const int64_t segments = divide_up(size, kSegment);
-  const Storage* rows = call.rows.const_data_ptr<Storage>();
-  std::vector<double> partial(channels * segments * number);
-  at::parallel_for(0, channels * segments, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t task = begin; task < end; ++task) {
-      const int64_t channel = task / segments, start = task % segments * kSegment;
-      segment_errors<T>(rows + channel * size + start, std::min(kSegment, size - start), call.space(),
-                        channel, loss, &partial[task * number]);
+struct Cpu {
+  template <typename T, typename Storage, typename Loss>
+  static void search(const SearchCall& call, Loss loss) {
+    const int64_t channels = call.rows.size(0), size = call.rows.size(1), number = call.candidates;
+    const int64_t segments = divide_up(size, kSegment);
+    const Storage* rows = call.rows.const_data_ptr<Storage>();
+    std::vector<double> partial(channels * segments * number);
+    at::parallel_for(0, channels * segments, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t task = begin; task < end; ++task) {
+        const int64_t channel = task / segments, start = task % segments * kSegment;
+        segment_errors<T>(rows + channel * size + start, std::min(kSegment, size - start), call.space(),
+                          channel, loss, &partial[task * number]);
+      }
+    });
+    for (int64_t channel = 0; channel < channels; ++channel) {
+      const double* errors_of_segments = &partial[channel * segments * number];
+      std::vector<double> errors(number);
+      for (int64_t i = 0; i < segments * number; ++i) errors[i % number] += errors_of_segments[i];
+      store_best<T>(call, channel, errors);
     }
-  });
-  for (int64_t channel = 0; channel < channels; ++channel) {
-    const double* errors_of_segments = &partial[channel * segments * number];
-    std::vector<double> errors(number);
-    for (int64_t i = 0; i < segments * number; ++i) errors[i % number] += errors_of_segments[i];
-    store_best<T>(call, channel, errors);
   }
-}
-
-void lp_search_cpu(const SearchCall& call) {
-  AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, call.rows.scalar_type(), "lp_search", [&] {
-    using T = at::opmath_type<scalar_t>;
-    if (call.p == 2)
-      search<T, scalar_t>(call, SquaredLoss{});
-    else
-      search<T, scalar_t>(call, PowerLoss<T>{T(call.p)});
-  });
-}
+};
 
 }  // namespace
 
-TORCH_LIBRARY_IMPL(bitsplit, CPU, m) {
-  m.impl("lp_search", [](const at::Tensor& x, int64_t axis, int64_t qmin, int64_t qmax, const at::Tensor& low,
-                         const at::Tensor& high, int64_t candidates, double p) {
-    return lp_search(x, axis, qmin, qmax, low, high, candidates, p, lp_search_cpu);
-  });
-}
+TORCH_LIBRARY_IMPL(bitsplit, CPU, m) { SearchOperator<Cpu>::implement(m); }
 
 }  // namespace bitsplit

@@ -1,8 +1,5 @@
 // channel_range and histogram: one read of the data, bound by memory.
-#include <ATen/Dispatch.h>
-#include <ATen/OpMathType.h>
 #include <ATen/Parallel.h>
-#include <torch/library.h>
 
 #include <algorithm>
 #include <mutex>
@@ -10,7 +7,7 @@
 
 #include "core/simd.h"
 #include "ops/ranges/range_elements.h"
-#include "ops/ranges/ranges.h"
+#include "ops/ranges/ranges_dispatch.h"
 
 namespace bitsplit {
 namespace {
@@ -99,21 +96,6 @@ std::vector<Range<T>> ranges_of_periods(const Storage* x, const ChannelLayout& l
   return ranges;
 }
 
-void channel_range_cpu(const RangeCall& call) {
-  AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, call.x.scalar_type(), "channel_range", [&] {
-    using T = at::opmath_type<scalar_t>;
-    const ChannelLayout& layout = call.layout;
-    const scalar_t* x = call.x.const_data_ptr<scalar_t>();
-    const bool long_runs = layout.inner >= kShortRun || layout.outer == 1;
-    const std::vector<Range<T>> ranges =
-        long_runs ? ranges_of_runs<T>(x, layout) : ranges_of_periods<T>(x, layout);
-    for (int64_t c = 0; c < layout.channels; ++c) {
-      call.min.mutable_data_ptr<scalar_t>()[c] = static_cast<scalar_t>(ranges[c].min);
-      call.max.mutable_data_ptr<scalar_t>()[c] = static_cast<scalar_t>(ranges[c].max);
-    }
-  });
-}
-
 // Counts x[0..count) into four tables in turn, so that equal neighbours do not wait for one another.
 template <typename T, typename Storage>
 void count_cells(const Storage* x, int64_t count, T low, T cells_per_unit, int bins, int64_t* tables) {
@@ -131,13 +113,26 @@ void count_cells(const Storage* x, int64_t count, T low, T cells_per_unit, int b
   }
 }
 
-void histogram_cpu(const HistogramCall& call) {
-  const int bins = static_cast<int>(call.counts.numel());
-  int64_t* counts = call.counts.mutable_data_ptr<int64_t>();
-  std::mutex merging;
-  AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, call.x.scalar_type(), "histogram", [&] {
-    using T = at::opmath_type<scalar_t>;
-    const scalar_t* x = call.x.const_data_ptr<scalar_t>();
+struct Cpu {
+  template <typename T, typename Storage>
+  static void channel_range(const RangeCall& call) {
+    const ChannelLayout& layout = call.layout;
+    const Storage* x = call.x.const_data_ptr<Storage>();
+    const bool long_runs = layout.inner >= kShortRun || layout.outer == 1;
+    const std::vector<Range<T>> ranges =
+        long_runs ? ranges_of_runs<T>(x, layout) : ranges_of_periods<T>(x, layout);
+    for (int64_t c = 0; c < layout.channels; ++c) {
+      call.min.mutable_data_ptr<Storage>()[c] = static_cast<Storage>(ranges[c].min);
+      call.max.mutable_data_ptr<Storage>()[c] = static_cast<Storage>(ranges[c].max);
+    }
+  }
+
+  template <typename T, typename Storage>
+  static void histogram(const HistogramCall& call) {
+    const int bins = static_cast<int>(call.counts.numel());
+    int64_t* counts = call.counts.mutable_data_ptr<int64_t>();
+    const Storage* x = call.x.const_data_ptr<Storage>();
+    std::mutex merging;
     at::parallel_for(0, call.x.numel(), kChunk, [&](int64_t begin, int64_t end) {
       std::vector<int64_t> tables(4 * (bins + 1));
       count_cells(x + begin, end - begin, T(call.low), T(call.cells_per_unit), bins, tables.data());
@@ -145,17 +140,11 @@ void histogram_cpu(const HistogramCall& call) {
       for (int64_t i = 0; i < 4 * (bins + 1); ++i)
         if (i % (bins + 1) < bins) counts[i % (bins + 1)] += tables[i];
     });
-  });
-}
+  }
+};
 
 }  // namespace
 
-TORCH_LIBRARY_IMPL(bitsplit, CPU, m) {
-  m.impl("channel_range",
-         [](const at::Tensor& x, int64_t axis) { return channel_range(x, axis, channel_range_cpu); });
-  m.impl("histogram", [](const at::Tensor& x, double low, double high, int64_t bins) {
-    return histogram(x, low, high, bins, histogram_cpu);
-  });
-}
+TORCH_LIBRARY_IMPL(bitsplit, CPU, m) { RangeOperators<Cpu>::implement(m); }
 
 }  // namespace bitsplit

@@ -5,12 +5,11 @@
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
 #include <ATen/ops/full_like.h>
-#include <torch/library.h>
 
 #include <algorithm>
 
 #include "core/levels.h"
-#include "ops/split/split.h"
+#include "ops/split/split_dispatch.h"
 #include "ops/split/split_feedback.h"
 #include "ops/split/split_panels.h"
 #include "ops/split/split_search.h"
@@ -62,153 +61,115 @@ Panels<T> packed_gram(const at::Tensor& gram) {
   });
 }
 
-template <class T>
-Descent descend_as(const at::Tensor& codes, const at::Tensor& scale, const at::Tensor& gram,
-                   const at::Tensor& cross, const at::Tensor& levels, int planes, int rounds,
-                   bool fit_scale) {
-  const int64_t rows = codes.size(1), columns = codes.size(2);
-  const at::Tensor out_codes = codes.clone(), out_scale = scale.clone(), explained = at::empty_like(scale);
-  const at::Tensor rounds_used = at::empty(scale.sizes(), scale.options().dtype(at::kLong));
-  const Panels<T> panels = packed_gram<T>(gram);
-  const Problem<T> problem{panels, cross.const_data_ptr<T>(), cross.size(2), planes, rounds, fit_scale};
-  for_each_tile(codes.size(0), rows, [&](int64_t group, int64_t first, int64_t count) {
-    const int64_t row = group * rows + first;
-    Tile<T>(problem, group, first, count,
-            {levels.const_data_ptr<int8_t>() + 2 * row, out_codes.mutable_data_ptr<int8_t>() + row * columns,
-             out_scale.mutable_data_ptr<double>() + row, explained.mutable_data_ptr<double>() + row,
-             rounds_used.mutable_data_ptr<int64_t>() + row})
-        .solve();
-  });
-  return {out_codes, out_scale, explained, rounds_used};
-}
-
-Descent descend_cpu(const at::Tensor& codes, const at::Tensor& scale, const at::Tensor& gram,
-                    const at::Tensor& cross, const at::Tensor& levels, int planes, int rounds,
-                    bool fit_scale) {
-  const bool single = cross.scalar_type() == at::kFloat;
-  return (single ? descend_as<float> : descend_as<double>)(codes, scale, gram, cross, levels, planes, rounds,
-                                                           fit_scale);
-}
-
-template <class T>
-Descent search_as(const at::Tensor& codes, const at::Tensor& scale, const at::Tensor& gram,
-                  const at::Tensor& cross, const at::Tensor& levels, int steps, int64_t seed,
-                  bool fit_scale) {
-  const int64_t rows = codes.size(1), columns = codes.size(2), channels = cross.size(2);
-  const at::Tensor out_codes = codes.clone(), out_scale = scale.clone(), explained = at::empty_like(scale);
-  const Panels<T> panels = packed_gram<T>(gram);
-  for_each_tile(codes.size(0), rows, [&](int64_t group, int64_t first, int64_t count) {
-    int8_t* const tile = out_codes.mutable_data_ptr<int8_t>() + (group * rows + first) * columns;
-    const Aligned<T> products = negative_products(panels, group, tile, count);
-    const int64_t stride = static_cast<int64_t>(products.size()) / panels.blocks;
-    for (int64_t r = 0; r < count; ++r) {
-      const int64_t row = group * rows + first + r, channel = (first + r) % channels;
-      double& unit = out_scale.mutable_data_ptr<double>()[row];
-      const T* const row_cross = cross.const_data_ptr<T>() + group * columns * channels + channel;
-      RowSearch<T> search(panels, group, tile + r * columns, row_cross, channels, &products[r * kBlock],
-                          stride, unit, levels_of_row<T>(levels.const_data_ptr<int8_t>(), row), fit_scale);
-      const Explained found = search.run(steps, seed, group * channels + channel, tile + r * columns);
-      explained.mutable_data_ptr<double>()[row] = found.value_in(unit);
-      unit = found.possible() ? unit * found.scale() : unit;
-    }
-  });
-  return {out_codes, out_scale, explained, at::full_like(scale, steps, at::kLong)};
-}
-
-Descent search_cpu(const at::Tensor& codes, const at::Tensor& scale, const at::Tensor& gram,
-                   const at::Tensor& cross, const at::Tensor& levels, int steps, int64_t seed,
-                   bool fit_scale) {
-  const bool single = cross.scalar_type() == at::kFloat;
-  return (single ? search_as<float> : search_as<double>)(codes, scale, gram, cross, levels, steps, seed,
-                                                         fit_scale);
-}
-
-template <class T>
-Rounded feedback_as(const at::Tensor& target, const at::Tensor& scale, const at::Tensor& factor,
-                    const at::Tensor& levels) {
-  const int64_t channels = target.size(1), columns = target.size(2), rows = scale.size(1);
-  const at::Tensor codes = at::empty({target.size(0), rows, columns}, target.options().dtype(at::kChar));
-  const at::Tensor loss = at::empty_like(scale);
-  const auto pack = [](auto& panels, auto matrix, int64_t group, int64_t block) {
-    panels.pack_shares(matrix, group, block);
-  };
-  const Panels<T> shares = packed<T>(factor, pack);
-  const at::Tensor diagonal =
-      at::constant_pad_nd(factor.diagonal(0, 1, 2).to(target.scalar_type()), {0, shares.padded - columns})
-          .contiguous();
-  for_each_tile(target.size(0), rows, [&](int64_t group, int64_t first, int64_t count) {
-    Feedback<T>{shares,
-                diagonal.const_data_ptr<T>() + group * shares.padded,
-                group,
-                channels,
-                target.const_data_ptr<T>() + group * channels * columns,
-                scale.const_data_ptr<double>() + group * rows,
-                levels.const_data_ptr<int8_t>() + 2 * group * rows,
-                codes.mutable_data_ptr<int8_t>() + group * rows * columns,
-                loss.mutable_data_ptr<double>() + group * rows}
-        .round(first, count);
-  });
-  return {codes, loss};
-}
-
-Rounded feedback_cpu(const at::Tensor& target, const at::Tensor& scale, const at::Tensor& factor,
-                     const at::Tensor& levels) {
-  const bool single = target.scalar_type() == at::kFloat;
-  return (single ? feedback_as<float> : feedback_as<double>)(target, scale, factor, levels);
-}
-
 // solve(weights, codes, scale) for every row, in parallel.
-template <class Solve>
+template <class T, class Solve>
 void for_each_row(const at::Tensor& weight, const at::Tensor& codes, const at::Tensor& scale,
                   const Solve& solve) {
   const int64_t columns = weight.size(2);
-  AT_DISPATCH_FLOATING_TYPES(weight.scalar_type(), "split_rows", [&] {
-    at::parallel_for(0, scale.numel(), 1 + kSmallTask / columns, [&](int64_t begin, int64_t end) {
-      for (int64_t row = begin; row < end; ++row)
-        solve(weight.const_data_ptr<scalar_t>() + row * columns,
-              codes.mutable_data_ptr<int8_t>() + row * columns, scale.mutable_data_ptr<double>()[row]);
+  at::parallel_for(0, scale.numel(), 1 + kSmallTask / columns, [&](int64_t begin, int64_t end) {
+    for (int64_t row = begin; row < end; ++row)
+      solve(weight.const_data_ptr<T>() + row * columns, codes.mutable_data_ptr<int8_t>() + row * columns,
+            scale.mutable_data_ptr<double>()[row]);
+  });
+}
+
+struct Cpu {
+  template <class T>
+  static Descent descend(const at::Tensor& codes, const at::Tensor& scale, const at::Tensor& gram,
+                         const at::Tensor& cross, const at::Tensor& levels, int planes, int rounds,
+                         bool fit_scale) {
+    const int64_t rows = codes.size(1), columns = codes.size(2);
+    const at::Tensor out_codes = codes.clone(), out_scale = scale.clone(), explained = at::empty_like(scale);
+    const at::Tensor rounds_used = at::empty(scale.sizes(), scale.options().dtype(at::kLong));
+    const Panels<T> panels = packed_gram<T>(gram);
+    const Problem<T> problem{panels, cross.const_data_ptr<T>(), cross.size(2), planes, rounds, fit_scale};
+    for_each_tile(codes.size(0), rows, [&](int64_t group, int64_t first, int64_t count) {
+      const int64_t row = group * rows + first;
+      Tile<T>(
+          problem, group, first, count,
+          {levels.const_data_ptr<int8_t>() + 2 * row, out_codes.mutable_data_ptr<int8_t>() + row * columns,
+           out_scale.mutable_data_ptr<double>() + row, explained.mutable_data_ptr<double>() + row,
+           rounds_used.mutable_data_ptr<int64_t>() + row})
+          .solve();
     });
-  });
-}
+    return {out_codes, out_scale, explained, rounds_used};
+  }
 
-Fit fwa_cpu(const at::Tensor& weight, int bits) {
-  const at::Tensor codes = at::empty(weight.sizes(), weight.options().dtype(at::kChar));
-  const at::Tensor scale = at::empty({weight.size(0), weight.size(1)}, weight.options().dtype(at::kDouble));
-  for_each_row(weight, codes, scale,
-               [&](const auto* w, int8_t* q, double& s) { fwa_row(w, weight.size(2), bits, q, s); });
-  return {codes, scale};
-}
+  template <class T>
+  static Descent search(const at::Tensor& codes, const at::Tensor& scale, const at::Tensor& gram,
+                        const at::Tensor& cross, const at::Tensor& levels, int steps, int64_t seed,
+                        bool fit_scale) {
+    const int64_t rows = codes.size(1), columns = codes.size(2), channels = cross.size(2);
+    const at::Tensor out_codes = codes.clone(), out_scale = scale.clone(), explained = at::empty_like(scale);
+    const Panels<T> panels = packed_gram<T>(gram);
+    for_each_tile(codes.size(0), rows, [&](int64_t group, int64_t first, int64_t count) {
+      int8_t* const tile = out_codes.mutable_data_ptr<int8_t>() + (group * rows + first) * columns;
+      const Aligned<T> products = negative_products(panels, group, tile, count);
+      const int64_t stride = static_cast<int64_t>(products.size()) / panels.blocks;
+      for (int64_t r = 0; r < count; ++r) {
+        const int64_t row = group * rows + first + r, channel = (first + r) % channels;
+        double& unit = out_scale.mutable_data_ptr<double>()[row];
+        const T* const row_cross = cross.const_data_ptr<T>() + group * columns * channels + channel;
+        RowSearch<T> search(panels, group, tile + r * columns, row_cross, channels, &products[r * kBlock],
+                            stride, unit, levels_of_row<T>(levels.const_data_ptr<int8_t>(), row), fit_scale);
+        const Explained found = search.run(steps, seed, group * channels + channel, tile + r * columns);
+        explained.mutable_data_ptr<double>()[row] = found.value_in(unit);
+        unit = found.possible() ? unit * found.scale() : unit;
+      }
+    });
+    return {out_codes, out_scale, explained, at::full_like(scale, steps, at::kLong)};
+  }
 
-Fit ofwa_cpu(const at::Tensor& weight, const at::Tensor& codes, const at::Tensor& scale, int bits,
-             int rounds) {
-  const Fit result{codes.clone(), scale.clone()};
-  for_each_row(weight, std::get<0>(result), std::get<1>(result),
-               [&](const auto* w, int8_t* q, double& s) { ofwa_row(w, weight.size(2), bits, rounds, q, s); });
-  return result;
-}
+  template <class T>
+  static Rounded feedback(const at::Tensor& target, const at::Tensor& scale, const at::Tensor& factor,
+                          const at::Tensor& levels) {
+    const int64_t channels = target.size(1), columns = target.size(2), rows = scale.size(1);
+    const at::Tensor codes = at::empty({target.size(0), rows, columns}, target.options().dtype(at::kChar));
+    const at::Tensor loss = at::empty_like(scale);
+    const auto pack = [](auto& panels, auto matrix, int64_t group, int64_t block) {
+      panels.pack_shares(matrix, group, block);
+    };
+    const Panels<T> shares = packed<T>(factor, pack);
+    const at::Tensor diagonal =
+        at::constant_pad_nd(factor.diagonal(0, 1, 2).to(target.scalar_type()), {0, shares.padded - columns})
+            .contiguous();
+    for_each_tile(target.size(0), rows, [&](int64_t group, int64_t first, int64_t count) {
+      Feedback<T>{shares,
+                  diagonal.const_data_ptr<T>() + group * shares.padded,
+                  group,
+                  channels,
+                  target.const_data_ptr<T>() + group * channels * columns,
+                  scale.const_data_ptr<double>() + group * rows,
+                  levels.const_data_ptr<int8_t>() + 2 * group * rows,
+                  codes.mutable_data_ptr<int8_t>() + group * rows * columns,
+                  loss.mutable_data_ptr<double>() + group * rows}
+          .round(first, count);
+    });
+    return {codes, loss};
+  }
 
-using at::Tensor;
+  template <class T>
+  static Fit fwa(const at::Tensor& weight, int bits) {
+    const at::Tensor codes = at::empty(weight.sizes(), weight.options().dtype(at::kChar));
+    const at::Tensor scale = at::empty({weight.size(0), weight.size(1)}, weight.options().dtype(at::kDouble));
+    for_each_row<T>(weight, codes, scale,
+                    [&](const T* w, int8_t* q, double& s) { fwa_row(w, weight.size(2), bits, q, s); });
+    return {codes, scale};
+  }
 
-TORCH_LIBRARY_IMPL(bitsplit, CPU, m) {
-  m.impl("fwa", [](const Tensor& weight, int64_t bits) { return fwa(weight, bits, fwa_cpu); });
-  m.impl("ofwa", [](const Tensor& weight, const Tensor& codes, const Tensor& scale, int64_t bits,
-                    int64_t rounds) { return ofwa(weight, codes, scale, bits, rounds, ofwa_cpu); });
-  m.impl("planes",
-         [](const Tensor& codes, const Tensor& scale, const Tensor& gram, const Tensor& cross, int64_t bits,
-            int64_t rounds) { return planes(codes, scale, gram, cross, bits, rounds, descend_cpu); });
-  m.impl("polish", [](const Tensor& codes, const Tensor& scale, const Tensor& gram, const Tensor& cross,
-                      const Tensor& levels, int64_t rounds, bool fit_scale) {
-    return polish(codes, scale, gram, cross, levels, rounds, fit_scale, descend_cpu);
-  });
-  m.impl("search", [](const Tensor& codes, const Tensor& scale, const Tensor& gram, const Tensor& cross,
-                      const Tensor& levels, int64_t steps, int64_t seed, bool fit_scale) {
-    return search(codes, scale, gram, cross, levels, steps, seed, fit_scale, search_cpu);
-  });
-  m.impl("feedback",
-         [](const Tensor& target, const Tensor& scale, const Tensor& factor, const Tensor& levels) {
-           return feedback(target, scale, factor, levels, feedback_cpu);
-         });
-}
+  template <class T>
+  static Fit ofwa(const at::Tensor& weight, const at::Tensor& codes, const at::Tensor& scale, int bits,
+                  int rounds) {
+    const Fit result{codes.clone(), scale.clone()};
+    for_each_row<T>(weight, std::get<0>(result), std::get<1>(result), [&](const T* w, int8_t* q, double& s) {
+      ofwa_row(w, weight.size(2), bits, rounds, q, s);
+    });
+    return result;
+  }
+};
 
 }  // namespace
+
+TORCH_LIBRARY_IMPL(bitsplit, CPU, m) { SplitOperators<Cpu>::implement(m); }
+
 }  // namespace bitsplit::split

@@ -1,7 +1,6 @@
 // Launches of the split kernels. What a solved block means for the other columns is one batched matrix
 // product.
 #include <ATen/Context.h>
-#include <ATen/Dispatch.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
@@ -13,11 +12,10 @@
 #include <c10/cuda/CUDAException.h>
 #include <c10/cuda/CUDAGuard.h>
 #include <c10/cuda/CUDAStream.h>
-#include <torch/library.h>
 
 #include <limits>
 
-#include "ops/split/split.h"
+#include "ops/split/split_dispatch.h"
 #include "ops/split/split_kernels.cuh"
 #include "ops/split/split_search_kernels.cuh"
 
@@ -61,177 +59,145 @@ Tensor split_into_planes(const Tensor& codes, int planes) {
   return digits;
 }
 
-template <class T>
-Descent descend_as(const Tensor& codes, const Tensor& scale, const Tensor& gram_given,
-                   const Tensor& cross_given, const Tensor& levels, int planes, int rounds, bool fit_scale) {
-  const int64_t groups = codes.size(0), rows = codes.size(1), columns = codes.size(2);
-  const Tensor gram = gram_given.to(cross_given.scalar_type());
-  const Tensor cross = in_units(cross_given.transpose(1, 2), scale);
-  const Tensor diagonal = gram.diagonal(0, 1, 2);
-  const Tensor inverse =
-      at::where(diagonal.ge(std::numeric_limits<T>::min()), diagonal.reciprocal(), at::zeros_like(diagonal));
-  const Tensor residual = cross.clone(), out_codes = codes.clone(), digits = split_into_planes(codes, planes);
-  subtract_product(residual, codes.to(cross.scalar_type()), gram);
-  const Tensor growth = at::ones_like(scale), explained = at::empty_like(scale);
-  const Tensor active = at::ones_like(scale, scale.options().dtype(at::kInt)), moved = at::empty_like(active);
-  const Tensor rounds_used = at::zeros_like(scale, scale.options().dtype(at::kLong));
-  const Tensor amounts = at::empty({groups, rows, kColumns}, cross.options());
-  const DescentState<T> state{gram.const_data_ptr<T>(),
-                              inverse.const_data_ptr<T>(),
-                              cross.const_data_ptr<T>(),
-                              residual.mutable_data_ptr<T>(),
-                              out_codes.mutable_data_ptr<int8_t>(),
-                              digits.mutable_data_ptr<int8_t>(),
-                              growth.mutable_data_ptr<double>(),
-                              explained.mutable_data_ptr<double>(),
-                              levels.const_data_ptr<int8_t>(),
-                              active.const_data_ptr<int>(),
-                              moved.mutable_data_ptr<int>(),
-                              amounts.mutable_data_ptr<T>(),
-                              static_cast<int>(groups),
-                              static_cast<int>(rows),
-                              static_cast<int>(columns),
-                              fit_scale};
-  const auto stream = c10::cuda::getCurrentCUDAStream();
-  const auto fit_scales = [&] {
-    fit_scale_kernel<T><<<groups * rows, kRowThreads, 0, stream>>>(state);
-    C10_CUDA_KERNEL_LAUNCH_CHECK();
-  };
-  for (int round = 0; round < rounds && active.any().item<bool>(); ++round) {
+struct Cuda {
+  template <class T>
+  static Descent descend(const Tensor& codes, const Tensor& scale, const Tensor& gram_given,
+                         const Tensor& cross_given, const Tensor& levels, int planes, int rounds,
+                         bool fit_scale) {
+    const c10::cuda::CUDAGuard guard(codes.device());
+    const int64_t groups = codes.size(0), rows = codes.size(1), columns = codes.size(2);
+    const Tensor gram = gram_given.to(cross_given.scalar_type());
+    const Tensor cross = in_units(cross_given.transpose(1, 2), scale);
+    const Tensor diagonal = gram.diagonal(0, 1, 2);
+    const Tensor inverse = at::where(diagonal.ge(std::numeric_limits<T>::min()), diagonal.reciprocal(),
+                                     at::zeros_like(diagonal));
+    const Tensor residual = cross.clone(), out_codes = codes.clone(),
+                 digits = split_into_planes(codes, planes);
+    subtract_product(residual, codes.to(cross.scalar_type()), gram);
+    const Tensor growth = at::ones_like(scale), explained = at::empty_like(scale);
+    const Tensor active = at::ones_like(scale, scale.options().dtype(at::kInt)),
+                 moved = at::empty_like(active);
+    const Tensor rounds_used = at::zeros_like(scale, scale.options().dtype(at::kLong));
+    const Tensor amounts = at::empty({groups, rows, kColumns}, cross.options());
+    const DescentState<T> state{gram.const_data_ptr<T>(),
+                                inverse.const_data_ptr<T>(),
+                                cross.const_data_ptr<T>(),
+                                residual.mutable_data_ptr<T>(),
+                                out_codes.mutable_data_ptr<int8_t>(),
+                                digits.mutable_data_ptr<int8_t>(),
+                                growth.mutable_data_ptr<double>(),
+                                explained.mutable_data_ptr<double>(),
+                                levels.const_data_ptr<int8_t>(),
+                                active.const_data_ptr<int>(),
+                                moved.mutable_data_ptr<int>(),
+                                amounts.mutable_data_ptr<T>(),
+                                static_cast<int>(groups),
+                                static_cast<int>(rows),
+                                static_cast<int>(columns),
+                                fit_scale};
+    const auto stream = c10::cuda::getCurrentCUDAStream();
+    const auto fit_scales = [&] {
+      fit_scale_kernel<T><<<groups * rows, kRowThreads, 0, stream>>>(state);
+      C10_CUDA_KERNEL_LAUNCH_CHECK();
+    };
+    for (int round = 0; round < rounds && active.any().item<bool>(); ++round) {
+      fit_scales();
+      rounds_used.add_(active);
+      moved.zero_();
+      for (int plane = planes - 1; plane >= 0; --plane)
+        for (int64_t first = 0; first < columns; first += kColumns) {
+          sweep_kernel<T><<<warp_grid(rows, groups), kWarpThreads, 0, stream>>>(state, plane, first);
+          C10_CUDA_KERNEL_LAUNCH_CHECK();
+          pass_on(residual, amounts, gram, first, 0);
+        }
+      active.copy_(moved);  // a row in which nothing moved is at its fixed point
+    }
+    active.fill_(1);
     fit_scales();
-    rounds_used.add_(active);
-    moved.zero_();
-    for (int plane = planes - 1; plane >= 0; --plane)
-      for (int64_t first = 0; first < columns; first += kColumns) {
-        sweep_kernel<T><<<warp_grid(rows, groups), kWarpThreads, 0, stream>>>(state, plane, first);
-        C10_CUDA_KERNEL_LAUNCH_CHECK();
-        pass_on(residual, amounts, gram, first, 0);
-      }
-    active.copy_(moved);  // a row in which nothing moved is at its fixed point
+    return {out_codes, growth.mul_(scale), explained.mul_(scale).mul_(scale), rounds_used};
   }
-  active.fill_(1);
-  fit_scales();
-  return {out_codes, growth.mul_(scale), explained.mul_(scale).mul_(scale), rounds_used};
-}
 
-Descent descend_cuda(const Tensor& codes, const Tensor& scale, const Tensor& gram, const Tensor& cross,
-                     const Tensor& levels, int planes, int rounds, bool fit_scale) {
-  const c10::cuda::CUDAGuard guard(codes.device());
-  const bool single = cross.scalar_type() == at::kFloat;
-  return (single ? descend_as<float> : descend_as<double>)(codes, scale, gram, cross, levels, planes, rounds,
-                                                           fit_scale);
-}
-
-template <class T>
-Descent search_as(const Tensor& codes, const Tensor& scale, const Tensor& gram_given,
-                  const Tensor& cross_given, const Tensor& levels, int steps, int64_t seed, bool fit_scale) {
-  const Tensor gram = gram_given.to(cross_given.scalar_type());
-  const Tensor cross = in_units(cross_given.transpose(1, 2), scale);
-  const Tensor now = codes.clone(), best = at::empty_like(codes), products = at::zeros_like(cross);
-  subtract_product(products, codes.to(cross.scalar_type()).neg_(), gram);
-  const Tensor best_products = at::empty_like(products), out_scale = scale.clone(),
-               explained = at::empty_like(scale);
-  const Tensor rests = at::empty_like(codes, codes.options().dtype(at::kInt));
-  const SearchState<T> state{gram.const_data_ptr<T>(),
-                             cross.const_data_ptr<T>(),
-                             products.mutable_data_ptr<T>(),
-                             best_products.mutable_data_ptr<T>(),
-                             now.mutable_data_ptr<int8_t>(),
-                             best.mutable_data_ptr<int8_t>(),
-                             rests.mutable_data_ptr<int32_t>(),
-                             out_scale.mutable_data_ptr<double>(),
-                             explained.mutable_data_ptr<double>(),
-                             levels.const_data_ptr<int8_t>(),
-                             static_cast<int>(codes.size(1)),
-                             static_cast<int>(codes.size(2)),
-                             static_cast<int>(cross_given.size(2)),
-                             fit_scale};
-  search_kernel<T><<<scale.numel(), kSearchThreads, 0, c10::cuda::getCurrentCUDAStream()>>>(
-      state, steps, static_cast<uint64_t>(seed));
-  C10_CUDA_KERNEL_LAUNCH_CHECK();
-  return {best, out_scale, explained, at::full_like(scale, steps, scale.options().dtype(at::kLong))};
-}
-
-Descent search_cuda(const Tensor& codes, const Tensor& scale, const Tensor& gram, const Tensor& cross,
-                    const Tensor& levels, int steps, int64_t seed, bool fit_scale) {
-  const c10::cuda::CUDAGuard guard(codes.device());
-  const bool single = cross.scalar_type() == at::kFloat;
-  return (single ? search_as<float> : search_as<double>)(codes, scale, gram, cross, levels, steps, seed,
-                                                         fit_scale);
-}
-
-template <class T>
-Rounded feedback_as(const Tensor& target, const Tensor& scale, const Tensor& factor, const Tensor& levels) {
-  const int64_t groups = target.size(0), rows = scale.size(1), columns = target.size(2);
-  const Tensor shares = factor.div(factor.diagonal(0, 1, 2).unsqueeze(1)).triu(1).to(target.scalar_type());
-  const Tensor weight = in_units(target, scale), wanted = weight.clone();
-  const Tensor codes = at::empty(weight.sizes(), weight.options().dtype(at::kChar));
-  const Tensor excess = at::empty({groups, rows, kColumns}, weight.options()), loss = at::zeros_like(scale);
-  const Tensor diagonal = factor.diagonal(0, 1, 2).to(target.scalar_type()).contiguous();
-  const auto stream = c10::cuda::getCurrentCUDAStream();
-  for (int64_t first = 0; first < columns; first += kColumns) {
-    feedback_kernel<T><<<warp_grid(rows, groups), kWarpThreads, 0, stream>>>(
-        wanted.const_data_ptr<T>(), weight.const_data_ptr<T>(), shares.const_data_ptr<T>(),
-        diagonal.const_data_ptr<T>(), levels.const_data_ptr<int8_t>(), codes.mutable_data_ptr<int8_t>(),
-        excess.mutable_data_ptr<T>(), loss.mutable_data_ptr<double>(), rows, columns, first);
+  template <class T>
+  static Descent search(const Tensor& codes, const Tensor& scale, const Tensor& gram_given,
+                        const Tensor& cross_given, const Tensor& levels, int steps, int64_t seed,
+                        bool fit_scale) {
+    const c10::cuda::CUDAGuard guard(codes.device());
+    const Tensor gram = gram_given.to(cross_given.scalar_type());
+    const Tensor cross = in_units(cross_given.transpose(1, 2), scale);
+    const Tensor now = codes.clone(), best = at::empty_like(codes), products = at::zeros_like(cross);
+    subtract_product(products, codes.to(cross.scalar_type()).neg_(), gram);
+    const Tensor best_products = at::empty_like(products), out_scale = scale.clone(),
+                 explained = at::empty_like(scale);
+    const Tensor rests = at::empty_like(codes, codes.options().dtype(at::kInt));
+    const SearchState<T> state{gram.const_data_ptr<T>(),
+                               cross.const_data_ptr<T>(),
+                               products.mutable_data_ptr<T>(),
+                               best_products.mutable_data_ptr<T>(),
+                               now.mutable_data_ptr<int8_t>(),
+                               best.mutable_data_ptr<int8_t>(),
+                               rests.mutable_data_ptr<int32_t>(),
+                               out_scale.mutable_data_ptr<double>(),
+                               explained.mutable_data_ptr<double>(),
+                               levels.const_data_ptr<int8_t>(),
+                               static_cast<int>(codes.size(1)),
+                               static_cast<int>(codes.size(2)),
+                               static_cast<int>(cross_given.size(2)),
+                               fit_scale};
+    search_kernel<T><<<scale.numel(), kSearchThreads, 0, c10::cuda::getCurrentCUDAStream()>>>(
+        state, steps, static_cast<uint64_t>(seed));
     C10_CUDA_KERNEL_LAUNCH_CHECK();
-    if (first + kColumns < columns) pass_on(wanted, excess, shares, first, first + kColumns);
+    return {best, out_scale, explained, at::full_like(scale, steps, scale.options().dtype(at::kLong))};
   }
-  return {codes, loss.mul_(scale).mul_(scale)};
-}
 
-Rounded feedback_cuda(const Tensor& target, const Tensor& scale, const Tensor& factor, const Tensor& levels) {
-  const c10::cuda::CUDAGuard guard(target.device());
-  const bool single = target.scalar_type() == at::kFloat;
-  return (single ? feedback_as<float> : feedback_as<double>)(target, scale, factor, levels);
-}
+  template <class T>
+  static Rounded feedback(const Tensor& target, const Tensor& scale, const Tensor& factor,
+                          const Tensor& levels) {
+    const c10::cuda::CUDAGuard guard(target.device());
+    const int64_t groups = target.size(0), rows = scale.size(1), columns = target.size(2);
+    const Tensor shares = factor.div(factor.diagonal(0, 1, 2).unsqueeze(1)).triu(1).to(target.scalar_type());
+    const Tensor weight = in_units(target, scale), wanted = weight.clone();
+    const Tensor codes = at::empty(weight.sizes(), weight.options().dtype(at::kChar));
+    const Tensor excess = at::empty({groups, rows, kColumns}, weight.options()), loss = at::zeros_like(scale);
+    const Tensor diagonal = factor.diagonal(0, 1, 2).to(target.scalar_type()).contiguous();
+    const auto stream = c10::cuda::getCurrentCUDAStream();
+    for (int64_t first = 0; first < columns; first += kColumns) {
+      feedback_kernel<T><<<warp_grid(rows, groups), kWarpThreads, 0, stream>>>(
+          wanted.const_data_ptr<T>(), weight.const_data_ptr<T>(), shares.const_data_ptr<T>(),
+          diagonal.const_data_ptr<T>(), levels.const_data_ptr<int8_t>(), codes.mutable_data_ptr<int8_t>(),
+          excess.mutable_data_ptr<T>(), loss.mutable_data_ptr<double>(), rows, columns, first);
+      C10_CUDA_KERNEL_LAUNCH_CHECK();
+      if (first + kColumns < columns) pass_on(wanted, excess, shares, first, first + kColumns);
+    }
+    return {codes, loss.mul_(scale).mul_(scale)};
+  }
 
-Fit fwa_cuda(const Tensor& weight, int bits) {
-  const c10::cuda::CUDAGuard guard(weight.device());
-  const Tensor codes = at::empty(weight.sizes(), weight.options().dtype(at::kChar));
-  const Tensor scale = at::empty({weight.size(0), weight.size(1)}, weight.options().dtype(at::kDouble));
-  AT_DISPATCH_FLOATING_TYPES(weight.scalar_type(), "fwa_cuda", [&] {
-    fwa_kernel<scalar_t><<<scale.numel(), kRowThreads, 0, c10::cuda::getCurrentCUDAStream()>>>(
-        weight.const_data_ptr<scalar_t>(), weight.size(2), bits, codes.mutable_data_ptr<int8_t>(),
+  template <class T>
+  static Fit fwa(const Tensor& weight, int bits) {
+    const c10::cuda::CUDAGuard guard(weight.device());
+    const Tensor codes = at::empty(weight.sizes(), weight.options().dtype(at::kChar));
+    const Tensor scale = at::empty({weight.size(0), weight.size(1)}, weight.options().dtype(at::kDouble));
+    fwa_kernel<T><<<scale.numel(), kRowThreads, 0, c10::cuda::getCurrentCUDAStream()>>>(
+        weight.const_data_ptr<T>(), weight.size(2), bits, codes.mutable_data_ptr<int8_t>(),
         scale.mutable_data_ptr<double>());
-  });
-  C10_CUDA_KERNEL_LAUNCH_CHECK();
-  return {codes, scale};
-}
+    C10_CUDA_KERNEL_LAUNCH_CHECK();
+    return {codes, scale};
+  }
 
-Fit ofwa_cuda(const Tensor& weight, const Tensor& codes, const Tensor& scale, int bits, int rounds) {
-  const c10::cuda::CUDAGuard guard(weight.device());
-  const Tensor out_codes = codes.clone(), out_scale = scale.clone();
-  const Tensor digits = at::empty({scale.numel(), plane_count(bits), weight.size(2)}, codes.options());
-  AT_DISPATCH_FLOATING_TYPES(weight.scalar_type(), "ofwa_cuda", [&] {
-    ofwa_kernel<scalar_t><<<scale.numel(), kRowThreads, 0, c10::cuda::getCurrentCUDAStream()>>>(
-        weight.const_data_ptr<scalar_t>(), weight.size(2), bits, rounds, out_codes.mutable_data_ptr<int8_t>(),
+  template <class T>
+  static Fit ofwa(const Tensor& weight, const Tensor& codes, const Tensor& scale, int bits, int rounds) {
+    const c10::cuda::CUDAGuard guard(weight.device());
+    const Tensor out_codes = codes.clone(), out_scale = scale.clone();
+    const Tensor digits = at::empty({scale.numel(), plane_count(bits), weight.size(2)}, codes.options());
+    ofwa_kernel<T><<<scale.numel(), kRowThreads, 0, c10::cuda::getCurrentCUDAStream()>>>(
+        weight.const_data_ptr<T>(), weight.size(2), bits, rounds, out_codes.mutable_data_ptr<int8_t>(),
         digits.mutable_data_ptr<int8_t>(), out_scale.mutable_data_ptr<double>());
-  });
-  C10_CUDA_KERNEL_LAUNCH_CHECK();
-  return {out_codes, out_scale};
-}
-
-TORCH_LIBRARY_IMPL(bitsplit, CUDA, m) {
-  m.impl("fwa", [](const Tensor& weight, int64_t bits) { return fwa(weight, bits, fwa_cuda); });
-  m.impl("ofwa", [](const Tensor& weight, const Tensor& codes, const Tensor& scale, int64_t bits,
-                    int64_t rounds) { return ofwa(weight, codes, scale, bits, rounds, ofwa_cuda); });
-  m.impl("planes",
-         [](const Tensor& codes, const Tensor& scale, const Tensor& gram, const Tensor& cross, int64_t bits,
-            int64_t rounds) { return planes(codes, scale, gram, cross, bits, rounds, descend_cuda); });
-  m.impl("polish", [](const Tensor& codes, const Tensor& scale, const Tensor& gram, const Tensor& cross,
-                      const Tensor& levels, int64_t rounds, bool fit_scale) {
-    return polish(codes, scale, gram, cross, levels, rounds, fit_scale, descend_cuda);
-  });
-  m.impl("search", [](const Tensor& codes, const Tensor& scale, const Tensor& gram, const Tensor& cross,
-                      const Tensor& levels, int64_t steps, int64_t seed, bool fit_scale) {
-    return search(codes, scale, gram, cross, levels, steps, seed, fit_scale, search_cuda);
-  });
-  m.impl("feedback",
-         [](const Tensor& target, const Tensor& scale, const Tensor& factor, const Tensor& levels) {
-           return feedback(target, scale, factor, levels, feedback_cuda);
-         });
-}
+    C10_CUDA_KERNEL_LAUNCH_CHECK();
+    return {out_codes, out_scale};
+  }
+};
 
 }  // namespace
+
+TORCH_LIBRARY_IMPL(bitsplit, CUDA, m) { SplitOperators<Cuda>::implement(m); }
+
 }  // namespace bitsplit::split
