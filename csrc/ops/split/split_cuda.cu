@@ -15,6 +15,7 @@
 
 #include <limits>
 
+#include "core/integers.h"
 #include "ops/split/split_dispatch.h"
 #include "ops/split/split_kernels.cuh"
 #include "ops/split/split_search_kernels.cuh"
@@ -27,9 +28,7 @@ using at::Tensor;
 constexpr int kWarpThreads = kWarpsPerBlock * kWarp;
 constexpr int kSearchThreads = 256;
 
-dim3 warp_grid(int64_t rows, int64_t groups) {
-  return dim3((rows + kWarpsPerBlock - 1) / kWarpsPerBlock, groups);
-}
+dim3 warp_grid(int64_t rows, int64_t groups) { return dim3(divide_up(rows, kWarpsPerBlock), groups); }
 
 // target -= left @ right, in full precision whatever the process allows.
 void subtract_product(const Tensor& target, const Tensor& left, const Tensor& right) {

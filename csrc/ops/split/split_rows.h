@@ -22,8 +22,6 @@ constexpr int64_t kRowsAtOnce = 4;     // rows that `subtract_product` keeps in 
 constexpr int64_t kAhead = 6;          // changes fetched before their turn: they lie all over a panel
 constexpr int64_t kFeedbackRows = 16;  // rows that `feedback_block` rounds side by side
 
-inline int64_t round_up(int64_t value, int64_t unit) { return (value + unit - 1) / unit * unit; }
-
 // A digit of a column moved: the residual of the row loses amount * G[column, :].
 template <class T>
 struct Change {

@@ -6,6 +6,7 @@
 #include <limits>
 #include <type_traits>
 
+#include "core/integers.h"
 #include "core/levels.h"
 #include "core/tabu_search.h"
 #include "ops/split/split_panels.h"

@@ -9,6 +9,7 @@
 #include <limits>
 #include <vector>
 
+#include "core/integers.h"
 #include "core/planes.h"
 #include "ops/split/split_panels.h"
 #include "ops/split/split_rows.h"

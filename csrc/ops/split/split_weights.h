@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "core/integers.h"
 #include "core/levels.h"
 #include "core/planes.h"
 #include "core/simd.h"
