@@ -73,6 +73,15 @@ struct Yardstick {
   BITSPLIT_HOST_DEVICE Yardstick(const Explained& now, const Explained& best)
       : scale(static_cast<T>(now.scale())),
         new_best(static_cast<T>((best.value() - now.value()) * (1 + 1e-6) / now.scale())) {}
+
+  // Of a column: c_n - s (q G)_n, whose sign is the direction in which its code moves.
+  BITSPLIT_HOST_DEVICE T residual(T cross, T product) const { return cross - scale * product; }
+
+  // What that move by one level gains; G_nn.
+  BITSPLIT_HOST_DEVICE T gain(T residual, T diagonal) const {
+    const T size = residual < 0 ? -residual : residual;
+    return (size + size) - scale * diagonal;
+  }
 };
 
 }  // namespace bitsplit
