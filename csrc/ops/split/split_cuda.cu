@@ -19,6 +19,7 @@
 #include "ops/split/split_dispatch.h"
 #include "ops/split/split_kernels.cuh"
 #include "ops/split/split_search_kernels.cuh"
+#include "ops/split/split_weights_kernels.cuh"
 
 namespace bitsplit::split {
 namespace {
