@@ -12,6 +12,7 @@
 #include "core/integers.h"
 #include "core/planes.h"
 #include "ops/split/split_panels.h"
+#include "ops/split/split_products.h"
 #include "ops/split/split_rows.h"
 
 namespace bitsplit::split {

@@ -11,7 +11,7 @@
 #include "core/planes.h"
 #include "core/simd.h"
 #include "core/split_steps.h"
-#include "ops/split/split_rows.h"
+#include "ops/split/split_products.h"
 
 namespace bitsplit::split {
 
