@@ -9,6 +9,7 @@
 
 #include <cstdint>
 
+#include "core/integers.h"
 #include "core/simd.h"
 
 namespace bitsplit {
@@ -16,7 +17,7 @@ namespace bitsplit {
 constexpr int kSumLanes = 256;  // a power of two
 constexpr int64_t kSumChunk = 2048;
 
-inline int64_t sum_chunks(int64_t count) { return (count + kSumChunk - 1) / kSumChunk; }
+inline int64_t sum_chunks(int64_t count) { return divide_up(count, kSumChunk); }
 
 // term(begin) + ... + term(end - 1), all one chunk; every term is asked for once.
 template <typename T, typename Term>

@@ -1,15 +1,15 @@
 // The decisions of the tabu search over codes, for the CPU loops and the CUDA kernel. Torch-free.
 //
 // A row's codes q explain (q.c)^2 / (q G q) of its response's energy at their best scale, and 2 s q.c - s^2 q
-// G q at a scale s that is kept. One step moves the
-// code whose move by one level gains most at the present scale, a loss if there is no gain, unless it moved
-// within the last few steps; a move beyond the best so far is always allowed. Every kPhase steps the search
-// goes back to the best codes and moves kKicks random ones.
+// G q at a scale s that is kept. One step moves the code whose move by one level gains most at the present
+// scale, a loss if there is no gain, unless it moved within the last few steps; a move beyond the best so far
+// is always allowed. Every kPhase steps the search goes back to the best codes and moves kKicks random ones.
 #pragma once
 
 #include <cstdint>
 #include <limits>
 
+#include "core/counter_random.h"
 #include "core/host_device.h"
 
 namespace bitsplit {
@@ -20,12 +20,9 @@ constexpr int kKicks = 3;
 constexpr int32_t kNever = std::numeric_limits<int32_t>::max();  // the rest of inputs that are never active
 constexpr double kNoticeable = 1e-12;                            // relative gain below which nothing is new
 
-// Random bits that depend on the arguments only (the finalizer of splitmix64).
+// Random bits that depend on the arguments only.
 BITSPLIT_HOST_DEVICE uint64_t random_bits(uint64_t seed, uint64_t row, uint64_t draw) {
-  uint64_t bits = seed + 0x9e3779b97f4a7c15 * (row + 1) + 0xd1342543de82ef95 * (draw + 1);
-  bits = (bits ^ bits >> 30) * 0xbf58476d1ce4e5b9;
-  bits = (bits ^ bits >> 27) * 0x94d049bb133111eb;
-  return bits ^ bits >> 31;
+  return mixed(seed + 0x9e3779b97f4a7c15 * (row + 1) + 0xd1342543de82ef95 * (draw + 1));
 }
 
 // How long the code moved in `step` rests: until that step is over.
@@ -76,6 +73,15 @@ struct Yardstick {
   BITSPLIT_HOST_DEVICE Yardstick(const Explained& now, const Explained& best)
       : scale(static_cast<T>(now.scale())),
         new_best(static_cast<T>((best.value() - now.value()) * (1 + 1e-6) / now.scale())) {}
+
+  // Of a column: c_n - s (q G)_n, whose sign is the direction in which its code moves.
+  BITSPLIT_HOST_DEVICE T residual(T cross, T product) const { return cross - scale * product; }
+
+  // What that move by one level gains; G_nn.
+  BITSPLIT_HOST_DEVICE T gain(T residual, T diagonal) const {
+    const T size = residual < 0 ? -residual : residual;
+    return (size + size) - scale * diagonal;
+  }
 };
 
 }  // namespace bitsplit

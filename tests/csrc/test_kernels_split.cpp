@@ -10,6 +10,7 @@
 #include "ops/split/split_kernels.cuh"
 #include "ops/split/split_tile.h"
 #include "ops/split/split_weights.h"
+#include "ops/split/split_weights_kernels.cuh"
 #include "split_layers.h"
 
 namespace {

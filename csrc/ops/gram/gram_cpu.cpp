@@ -3,6 +3,7 @@
 // tiles.
 #include <torch/library.h>
 
+#include "core/integers.h"
 #include "ops/gram/channel_products.h"
 #include "ops/gram/lane_products.h"
 
@@ -52,7 +53,7 @@ void add_sums(const Problem& p, const Layer<T>& layer, const std::vector<Tile<T>
 // Makes [groups, N, N] symmetric: products are added on and above the diagonals only, and once a batch what
 // lies below is copied. By way of a buffer, because rows of a large G share the lines of a cache.
 void mirror(const at::Tensor& G) {
-  const int64_t n = G.size(1), blocks = (n + kBlock - 1) / kBlock;
+  const int64_t n = G.size(1), blocks = divide_up(n, kBlock);
   in_parallel(G.size(0) * blocks, [&](int64_t k) {
     double* matrix = G.mutable_data_ptr<double>() + k / blocks * n * n;
     double block[kBlock * kBlock];

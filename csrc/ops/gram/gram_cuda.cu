@@ -7,6 +7,7 @@
 #include <c10/cuda/CUDAStream.h>
 #include <torch/library.h>
 
+#include "core/integers.h"
 #include "ops/gram/gram.h"
 #include "ops/gram/gram_kernels.cuh"
 
@@ -21,7 +22,7 @@ constexpr int64_t kBlockCuda = 1024;
 
 constexpr int kThreads = 256;
 unsigned grid_for(int64_t total) {
-  return static_cast<unsigned>(std::min<int64_t>((total + kThreads - 1) / kThreads, 1 << 20));
+  return static_cast<unsigned>(std::min<int64_t>(divide_up(total, kThreads), 1 << 20));
 }
 
 Window window_of(const at::Tensor& features, const Geometry& geometry, int64_t groups) {

@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "core/integers.h"
 #include "ops/gram/products.h"
 
 namespace bitsplit::gram {
@@ -74,8 +75,8 @@ struct Operand {
   bool lanes_are_groups = false;
 
   int64_t columns() const { return channels * taps; }
-  int64_t blocks_per_group() const { return (columns() + kLanes - 1) / kLanes; }
-  int64_t group_blocks() const { return (groups + kLanes - 1) / kLanes; }
+  int64_t blocks_per_group() const { return divide_up(columns(), kLanes); }
+  int64_t group_blocks() const { return divide_up(groups, kLanes); }
   int64_t blocks() const {
     return lanes_are_groups ? group_blocks() * columns() : groups * blocks_per_group();
   }

@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "core/integers.h"
 #include "ops/gram/products.h"
 #include "ops/gram/terms.h"
 
@@ -29,8 +30,6 @@ struct Plan {
 constexpr int64_t kTilePositions = 1024;
 constexpr int64_t kChunkValues = int64_t{8} << 20;
 constexpr int64_t kLeastChunk = 4;  // tiles: adding a chunk's sums to a large G costs as much as a tile
-
-inline int64_t round_up(int64_t value, int64_t unit) { return (value + unit - 1) / unit * unit; }
 
 // Multiply-adds per image over all pairs of columns, counting idle lanes.
 inline double multiply_adds(int64_t groups, int64_t width, bool lanes_are_groups) {
@@ -68,7 +67,7 @@ inline Plan choose_plan(const Shape& shape, const std::vector<Term>& terms) {
   const int64_t positions = best.patches ? 1 : std::max(image, outputs);
   const int64_t values = positions * (best.patches ? shape.groups * (columns + shape.rows) : width);
   best.tile = std::clamp<int64_t>(std::min(kTilePositions / positions, kChunkValues / values), 1, total);
-  best.tiles = (total + best.tile - 1) / best.tile;
+  best.tiles = divide_up(total, best.tile);
   best.chunk = std::min(std::max(kChunkValues / (best.tile * values), kLeastChunk), best.tiles);
   return best;
 }

@@ -3,13 +3,14 @@
 #include <c10/cuda/CUDAGuard.h>
 #include <c10/cuda/CUDAStream.h>
 
+#include "core/integers.h"
 #include "ops/integer/integer_dispatch.h"
 #include "ops/integer/integer_kernels.cuh"
 
 namespace bitsplit::integer {
 namespace {
 
-unsigned blocks_of(int64_t numel) { return static_cast<unsigned>((numel + kThreads - 1) / kThreads); }
+unsigned blocks_of(int64_t numel) { return static_cast<unsigned>(divide_up(numel, kThreads)); }
 
 struct Cuda {
   static void conv(const ConvCall& call) {

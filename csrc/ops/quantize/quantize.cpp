@@ -26,7 +26,7 @@ void check_shapes(const at::Tensor& x, const at::Tensor& scale, const at::Tensor
 // Everything that the operators have in common; the caller adds grad and output.
 QuantizeCall checked_call(const at::Tensor& input, const at::Tensor& scale, const at::Tensor& zero_point,
                           int64_t axis, int64_t qmin, int64_t qmax, at::ScalarType compute) {
-  check_levels(qmin, qmax);
+  check_level_range(qmin, qmax);
   check_shapes(input, scale, zero_point, axis);
   QuantizeCall call{.input = dense(input),
                     .scale = scale.reshape(-1).to(compute).contiguous(),
@@ -34,7 +34,7 @@ QuantizeCall checked_call(const at::Tensor& input, const at::Tensor& scale, cons
                     .layout = {},
                     .qmin = qmin,
                     .qmax = qmax};
-  check_values(call.scale, call.zero_point, qmin, qmax);
+  check_grids(call.scale, call.zero_point, qmin, qmax);
   if (input.numel() > 0) call.layout = channel_layout(call.input, scale.numel() == 1 ? -1 : axis);
   return call;
 }

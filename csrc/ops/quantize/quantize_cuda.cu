@@ -4,6 +4,7 @@
 
 #include <algorithm>
 
+#include "core/integers.h"
 #include "ops/quantize/quantize_dispatch.h"
 #include "ops/quantize/quantize_kernels.cuh"
 
@@ -14,7 +15,7 @@ struct CudaLoop {
   template <typename T, typename Element>
   static void for_each(const QuantizeCall& call, const Element& element) {
     constexpr int64_t kThreads = 256, kElementsPerBlock = 4 * kThreads, kMaxBlocks = 4096;
-    const int64_t blocks = (call.layout.numel() + kElementsPerBlock - 1) / kElementsPerBlock;
+    const int64_t blocks = divide_up(call.layout.numel(), kElementsPerBlock);
     const ChannelGrids<T> grids{call.scale.const_data_ptr<T>(), call.zero_point.const_data_ptr<int32_t>(),
                                 T(call.qmin), T(call.qmax)};
     const c10::cuda::CUDAGuard guard(call.input.device());

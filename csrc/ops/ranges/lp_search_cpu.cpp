@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <vector>
 
+#include "core/integers.h"
 #include "core/simd.h"
 #include "ops/ranges/ranges_dispatch.h"
 
@@ -14,8 +15,6 @@ namespace {
 constexpr int kLanes = 16;
 constexpr int64_t kSegment = 4096;  // values of a row that are in the cache while all candidates look at them
 constexpr int64_t kBlock = 512;     // values added up in T before the sum goes on in double
-
-int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // sum of loss(x - fake_quantize(x)) over x[0..count); count is a multiple of kLanes.
 template <typename T, typename Loss>
@@ -39,7 +38,7 @@ void segment_errors(const Storage* x, int64_t count, const SearchSpace& space, i
   alignas(64) T values[kSegment] = {};  // beyond count: zero, which every grid represents
   T* const value = values;
   const T unit = space.unit<T>(channel);
-  const int64_t padded = divide_up(count, kLanes) * kLanes;
+  const int64_t padded = round_up(count, kLanes);
   simd::run([=]() BITSPLIT_SIMD {
     for (int64_t i = 0; i < count; ++i) value[i] = static_cast<T>(x[i]) * unit;
   });

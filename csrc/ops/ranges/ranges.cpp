@@ -16,14 +16,14 @@
 namespace bitsplit {
 namespace {
 
-void check_values(const at::Tensor& x, int64_t axis) {
+void check_data(const at::Tensor& x, int64_t axis) {
   check_floating(x, "x");
   check_axis(x, axis);
   TORCH_CHECK(x.numel() > 0, "x must have at least one element, got shape ", x.sizes());
 }
 
 // As the kernels divide by steps: some real grid, at most 8 bits wide.
-void check_levels(int64_t qmin, int64_t qmax) {
+void check_levels_around_zero(int64_t qmin, int64_t qmax) {
   const bool fits = (qmin >= -128 && qmax <= 127) || (qmin == 0 && qmax <= 255);
   TORCH_CHECK(qmin <= 0 && qmax > 0 && fits,
               "qmin <= 0 < qmax must both lie in [-128, 127] or in [0, 255], got [", qmin, ", ", qmax, "]");
@@ -70,8 +70,8 @@ at::Tensor kl_threshold(const at::Tensor& counts, int64_t levels) {
 
 // One function for all devices: a GPU only sorts, the search itself is short.
 at::Tensor alternate_scale(const at::Tensor& x, int64_t qmin, int64_t qmax) {
-  check_values(x, -1);
-  check_levels(qmin, qmax);
+  check_data(x, -1);
+  check_levels_around_zero(qmin, qmax);
   const at::Tensor flat = x.reshape(-1).to(compute_type(x));
   const at::Tensor values = (flat.is_cpu() ? flat : std::get<0>(flat.sort())).cpu().contiguous();
   TORCH_CHECK(at::isfinite(values).all().item<bool>(), "x must be finite, got NaN or Inf");
@@ -86,7 +86,7 @@ at::Tensor alternate_scale(const at::Tensor& x, int64_t qmin, int64_t qmax) {
 }  // namespace
 
 std::tuple<at::Tensor, at::Tensor> channel_range(const at::Tensor& x, int64_t axis, RangeKernel kernel) {
-  check_values(x, axis);
+  check_data(x, axis);
   const at::Tensor data = dense(x);
   const ChannelLayout layout = channel_layout(data, axis);
   const RangeCall call{data, layout, at::empty({layout.channels}, data.options()),
@@ -113,8 +113,8 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> lp_search(const at::Tensor& x, in
                                                          int64_t qmax, const at::Tensor& low,
                                                          const at::Tensor& high, int64_t candidates, double p,
                                                          SearchKernel kernel) {
-  check_values(x, axis);
-  check_levels(qmin, qmax);
+  check_data(x, axis);
+  check_levels_around_zero(qmin, qmax);
   TORCH_CHECK(candidates >= 1 && candidates <= 65536, "candidates must lie in [1, 65536], got ", candidates);
   TORCH_CHECK(p > 0 && std::isfinite(p), "p must be positive and finite, got ", p);
   const at::Tensor rows = channel_rows(x, axis);

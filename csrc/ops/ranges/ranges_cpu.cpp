@@ -5,6 +5,7 @@
 #include <mutex>
 #include <vector>
 
+#include "core/integers.h"
 #include "core/simd.h"
 #include "ops/ranges/range_elements.h"
 #include "ops/ranges/ranges_dispatch.h"
@@ -15,8 +16,6 @@ namespace {
 constexpr int64_t kChunk = 32768;  // elements of one task
 constexpr int64_t kLanes = 64;
 constexpr int64_t kShortRun = 64;  // channels with shorter runs in memory are reduced a period at a time
-
-int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // The range of x[0..count). Lanes stay in registers; NaN, which comparisons overlook, is kept beside them.
 template <typename T, typename Storage>
@@ -79,8 +78,8 @@ void reduce_columns(const Storage* x, int64_t count, int64_t width, T* min, T* m
 template <typename T, typename Storage>
 std::vector<Range<T>> ranges_of_periods(const Storage* x, const ChannelLayout& layout) {
   const int64_t period = layout.channels * layout.inner;
-  const int64_t columns = period * divide_up(kLanes, period);
-  const int64_t chunk_size = columns * divide_up(std::max(kChunk, layout.numel() / 64), columns);
+  const int64_t columns = round_up(kLanes, period);
+  const int64_t chunk_size = round_up(std::max(kChunk, layout.numel() / 64), columns);
   const int64_t chunks = divide_up(layout.numel(), chunk_size);
   std::vector<T> min(chunks * columns, Range<T>().min), max(chunks * columns, Range<T>().max);
   at::parallel_for(0, chunks, 1, [&](int64_t begin, int64_t end) {

@@ -5,14 +5,13 @@
 
 #include <algorithm>
 
+#include "core/integers.h"
 #include "ops/ranges/lp_search_kernels.cuh"
 #include "ops/ranges/ranges_dispatch.h"
 #include "ops/ranges/ranges_kernels.cuh"
 
 namespace bitsplit {
 namespace {
-
-int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 void check_blocks(int64_t blocks) {
   TORCH_CHECK(blocks < (int64_t{1} << 31), "x is too large for one call: it needs ", blocks,

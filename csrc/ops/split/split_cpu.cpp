@@ -8,6 +8,7 @@
 
 #include <algorithm>
 
+#include "core/integers.h"
 #include "core/levels.h"
 #include "ops/split/split_dispatch.h"
 #include "ops/split/split_feedback.h"
@@ -25,9 +26,9 @@ constexpr int64_t kSmallTask = 16384;  // weights; less is not worth a thread
 // solve(group, first row, rows) for tiles of the rows of all groups, in parallel.
 template <class Solve>
 void for_each_tile(int64_t groups, int64_t rows, const Solve& solve) {
-  const int64_t share = (groups * rows + at::get_num_threads() - 1) / at::get_num_threads();
+  const int64_t share = divide_up(groups * rows, at::get_num_threads());
   const int64_t tile = std::clamp(round_up(share, kFeedbackRows), kFeedbackRows, kLargestTile);
-  const int64_t tiles = (rows + tile - 1) / tile;
+  const int64_t tiles = divide_up(rows, tile);
   at::parallel_for(0, groups * tiles, 1, [&](int64_t begin, int64_t end) {
     for (int64_t task = begin; task < end; ++task) {
       const int64_t first = task % tiles * tile;

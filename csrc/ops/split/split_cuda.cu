@@ -15,9 +15,11 @@
 
 #include <limits>
 
+#include "core/integers.h"
 #include "ops/split/split_dispatch.h"
 #include "ops/split/split_kernels.cuh"
 #include "ops/split/split_search_kernels.cuh"
+#include "ops/split/split_weights_kernels.cuh"
 
 namespace bitsplit::split {
 namespace {
@@ -27,9 +29,7 @@ using at::Tensor;
 constexpr int kWarpThreads = kWarpsPerBlock * kWarp;
 constexpr int kSearchThreads = 256;
 
-dim3 warp_grid(int64_t rows, int64_t groups) {
-  return dim3((rows + kWarpsPerBlock - 1) / kWarpsPerBlock, groups);
-}
+dim3 warp_grid(int64_t rows, int64_t groups) { return dim3(divide_up(rows, kWarpsPerBlock), groups); }
 
 // target -= left @ right, in full precision whatever the process allows.
 void subtract_product(const Tensor& target, const Tensor& left, const Tensor& right) {
@@ -59,62 +59,73 @@ Tensor split_into_planes(const Tensor& codes, int planes) {
   return digits;
 }
 
+// What a descent keeps on the device (DescentState says what of what size). Rows are in units of the scale
+// they start with, so that tiny rows do not underflow in float32.
+template <class T>
+struct DescentTensors {
+  Tensor gram, cross, residual, codes, digits, levels, scale, explained, active, moved, amounts,
+      inverse_diagonal;
+
+  DescentTensors(const Tensor& start, const Tensor& unit, const Tensor& gram_given, const Tensor& cross_given,
+                 const Tensor& levels, int planes)
+      : gram(gram_given.to(cross_given.scalar_type())),
+        cross(in_units(cross_given.transpose(1, 2), unit)),
+        residual(cross.clone()),
+        codes(start.clone()),
+        digits(split_into_planes(start, planes)),
+        levels(levels),
+        scale(at::ones_like(unit)),
+        explained(at::empty_like(unit)),
+        active(at::ones_like(unit, unit.options().dtype(at::kInt))),
+        moved(at::empty_like(active)),
+        amounts(at::empty({start.size(0), start.size(1), kColumns}, cross.options())) {
+    const Tensor diagonal = gram.diagonal(0, 1, 2);
+    inverse_diagonal = at::where(diagonal.ge(std::numeric_limits<T>::min()), diagonal.reciprocal(),
+                                 at::zeros_like(diagonal));
+    subtract_product(residual, start.to(cross.scalar_type()), gram);
+  }
+
+  DescentState<T> state(bool fit_scale) const {
+    return {gram.const_data_ptr<T>(),         inverse_diagonal.const_data_ptr<T>(),
+            cross.const_data_ptr<T>(),        residual.mutable_data_ptr<T>(),
+            codes.mutable_data_ptr<int8_t>(), digits.mutable_data_ptr<int8_t>(),
+            scale.mutable_data_ptr<double>(), explained.mutable_data_ptr<double>(),
+            levels.const_data_ptr<int8_t>(),  active.const_data_ptr<int>(),
+            moved.mutable_data_ptr<int>(),    amounts.mutable_data_ptr<T>(),
+            static_cast<int>(codes.size(0)),  static_cast<int>(codes.size(1)),
+            static_cast<int>(codes.size(2)),  fit_scale};
+  }
+};
+
 struct Cuda {
   template <class T>
-  static Descent descend(const Tensor& codes, const Tensor& scale, const Tensor& gram_given,
-                         const Tensor& cross_given, const Tensor& levels, int planes, int rounds,
-                         bool fit_scale) {
+  static Descent descend(const Tensor& codes, const Tensor& scale, const Tensor& gram, const Tensor& cross,
+                         const Tensor& levels, int planes, int rounds, bool fit_scale) {
     const c10::cuda::CUDAGuard guard(codes.device());
     const int64_t groups = codes.size(0), rows = codes.size(1), columns = codes.size(2);
-    const Tensor gram = gram_given.to(cross_given.scalar_type());
-    const Tensor cross = in_units(cross_given.transpose(1, 2), scale);
-    const Tensor diagonal = gram.diagonal(0, 1, 2);
-    const Tensor inverse = at::where(diagonal.ge(std::numeric_limits<T>::min()), diagonal.reciprocal(),
-                                     at::zeros_like(diagonal));
-    const Tensor residual = cross.clone(), out_codes = codes.clone(),
-                 digits = split_into_planes(codes, planes);
-    subtract_product(residual, codes.to(cross.scalar_type()), gram);
-    const Tensor growth = at::ones_like(scale), explained = at::empty_like(scale);
-    const Tensor active = at::ones_like(scale, scale.options().dtype(at::kInt)),
-                 moved = at::empty_like(active);
+    const DescentTensors<T> work(codes, scale, gram, cross, levels, planes);
+    const DescentState<T> state = work.state(fit_scale);
     const Tensor rounds_used = at::zeros_like(scale, scale.options().dtype(at::kLong));
-    const Tensor amounts = at::empty({groups, rows, kColumns}, cross.options());
-    const DescentState<T> state{gram.const_data_ptr<T>(),
-                                inverse.const_data_ptr<T>(),
-                                cross.const_data_ptr<T>(),
-                                residual.mutable_data_ptr<T>(),
-                                out_codes.mutable_data_ptr<int8_t>(),
-                                digits.mutable_data_ptr<int8_t>(),
-                                growth.mutable_data_ptr<double>(),
-                                explained.mutable_data_ptr<double>(),
-                                levels.const_data_ptr<int8_t>(),
-                                active.const_data_ptr<int>(),
-                                moved.mutable_data_ptr<int>(),
-                                amounts.mutable_data_ptr<T>(),
-                                static_cast<int>(groups),
-                                static_cast<int>(rows),
-                                static_cast<int>(columns),
-                                fit_scale};
     const auto stream = c10::cuda::getCurrentCUDAStream();
     const auto fit_scales = [&] {
       fit_scale_kernel<T><<<groups * rows, kRowThreads, 0, stream>>>(state);
       C10_CUDA_KERNEL_LAUNCH_CHECK();
     };
-    for (int round = 0; round < rounds && active.any().item<bool>(); ++round) {
+    for (int round = 0; round < rounds && work.active.any().template item<bool>(); ++round) {
       fit_scales();
-      rounds_used.add_(active);
-      moved.zero_();
+      rounds_used.add_(work.active);
+      work.moved.zero_();
       for (int plane = planes - 1; plane >= 0; --plane)
         for (int64_t first = 0; first < columns; first += kColumns) {
           sweep_kernel<T><<<warp_grid(rows, groups), kWarpThreads, 0, stream>>>(state, plane, first);
           C10_CUDA_KERNEL_LAUNCH_CHECK();
-          pass_on(residual, amounts, gram, first, 0);
+          pass_on(work.residual, work.amounts, work.gram, first, 0);
         }
-      active.copy_(moved);  // a row in which nothing moved is at its fixed point
+      work.active.copy_(work.moved);  // a row in which nothing moved is at its fixed point
     }
-    active.fill_(1);
+    work.active.fill_(1);
     fit_scales();
-    return {out_codes, growth.mul_(scale), explained.mul_(scale).mul_(scale), rounds_used};
+    return {work.codes, work.scale.mul_(scale), work.explained.mul_(scale).mul_(scale), rounds_used};
   }
 
   template <class T>

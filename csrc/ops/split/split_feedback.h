@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cstdint>
 
+#include "core/integers.h"
 #include "ops/split/split_panels.h"
 #include "ops/split/split_rows.h"
 

@@ -1,6 +1,6 @@
-// Kernel bodies of the split solvers; no ATen. One warp solves a block of 64 columns of one row, column after
-// column, as the CPU does; what follows for the other columns is a matrix product, which the launcher leaves
-// to cuBLAS.
+// Kernel bodies of the split solvers in response space; no ATen. One warp solves a block of 64 columns of one
+// row, column after column, as the CPU does; what follows for the other columns is a matrix product, which
+// the launcher leaves to cuBLAS.
 #pragma once
 
 #include <cstdint>
@@ -179,85 +179,6 @@ __global__ void feedback_kernel(const T* wanted, const T* weight, const T* share
   for (int half = 0; half < 2; ++half) excess[row * kColumns + half * kWarp + lane] = surplus[half];
   for (int bits = kWarp / 2; bits > 0; bits /= 2) lost += __shfl_xor_sync(~0u, lost, bits);
   if (lane == 0) loss[row] += lost;
-}
-
-// The weight-space fit of one row a block of kRowThreads: codes [rows, columns], scale [rows].
-template <class T>
-__global__ void fwa_kernel(const T* weights, int columns, int bits, int8_t* codes, double* scales) {
-  __shared__ double maxima[kRowThreads];
-  const T* const weight = weights + int64_t{blockIdx.x} * columns;
-  int8_t* const code = codes + int64_t{blockIdx.x} * columns;
-  double largest = 0;
-  for (int n = threadIdx.x; n < columns; n += blockDim.x) {
-    const double size = weight[n] < 0 ? -static_cast<double>(weight[n]) : static_cast<double>(weight[n]);
-    largest = size > largest ? size : largest;
-    code[n] = 0;
-  }
-  maxima[threadIdx.x] = largest;
-  __syncthreads();
-  for (unsigned i = 0; i < blockDim.x; ++i) largest = maxima[i] > largest ? maxima[i] : largest;
-  const bool dead = largest < kSmallestWeight;
-  double scale = dead ? 1 : largest / level_limit(bits);
-  for (int round = 0; round < kMostFwaRounds && !dead; ++round) {
-    double dot = 0, norm = 0;
-    int moved = 0;
-    for (int n = threadIdx.x; n < columns; n += blockDim.x) {
-      const double best = nearest_code(weight[n] / scale, symmetric_levels<double>(bits));
-      moved |= best != code[n];
-      code[n] = static_cast<int8_t>(best);
-      dot += weight[n] * best;
-      norm += best * best;
-    }
-    dot = block_sum(dot);
-    norm = block_sum(norm);
-    if (!__syncthreads_or(moved)) break;
-    if (dot > 0) scale = dot / norm;
-  }
-  if (threadIdx.x == 0) scales[blockIdx.x] = scale;
-}
-
-// <w, q> / <q, q> where that is positive, else `scale`; the same in all threads of the block.
-template <class T>
-__device__ double fit_weight_scale(const T* weight, const int8_t* code, int columns, double scale) {
-  double dot = 0, norm = 0;
-  for (int n = threadIdx.x; n < columns; n += blockDim.x) {
-    dot += static_cast<double>(weight[n]) * code[n];
-    norm += static_cast<double>(code[n]) * code[n];
-  }
-  dot = block_sum(dot);
-  norm = block_sum(norm);
-  return dot > 0 ? dot / norm : scale;
-}
-
-// The weight-space alternation over bit planes; digits [rows, planes, columns] is scratch. As fwa_kernel
-// otherwise.
-template <class T>
-__global__ void ofwa_kernel(const T* weights, int columns, int bits, int rounds, int8_t* codes,
-                            int8_t* digits, double* scales) {
-  const int64_t row = blockIdx.x;
-  const T* const weight = weights + row * columns;
-  int8_t *const code = codes + row * columns, *const digit = digits + row * plane_count(bits) * columns;
-  double scale = scales[row];
-  for (int n = threadIdx.x; n < columns; n += blockDim.x)
-    for (int plane = 0; plane < plane_count(bits); ++plane)
-      digit[plane * columns + n] = static_cast<int8_t>(plane_digit(code[n], plane));
-  int moved = 1;
-  for (int round = 0; round < rounds && moved; ++round) {
-    moved = 0;
-    scale = fit_weight_scale(weight, code, columns, scale);
-    for (int n = threadIdx.x; n < columns; n += blockDim.x)
-      for (int plane = plane_count(bits) - 1; plane >= 0; --plane) {
-        int8_t& own = digit[plane * columns + n];
-        const int others = code[n] - own * plane_weight(plane);
-        const int best = weight_digit(weight[n] - scale * others, scale * plane_weight(plane));
-        moved |= best != own;
-        own = static_cast<int8_t>(best);
-        code[n] = static_cast<int8_t>(others + best * plane_weight(plane));
-      }
-    moved = __syncthreads_or(moved);
-  }
-  scale = fit_weight_scale(weight, code, columns, scale);
-  if (threadIdx.x == 0) scales[row] = scale;
 }
 
 }  // namespace bitsplit::split

@@ -6,6 +6,7 @@
 #include <new>
 #include <vector>
 
+#include "core/integers.h"
 #include "ops/split/split_rows.h"
 
 namespace bitsplit::split {

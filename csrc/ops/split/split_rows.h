@@ -22,8 +22,6 @@ constexpr int64_t kRowsAtOnce = 4;     // rows that `subtract_product` keeps in 
 constexpr int64_t kAhead = 6;          // changes fetched before their turn: they lie all over a panel
 constexpr int64_t kFeedbackRows = 16;  // rows that `feedback_block` rounds side by side
 
-inline int64_t round_up(int64_t value, int64_t unit) { return (value + unit - 1) / unit * unit; }
-
 // A digit of a column moved: the residual of the row loses amount * G[column, :].
 template <class T>
 struct Change {
@@ -157,46 +155,6 @@ BITSPLIT_SIMD inline int64_t sweep_block(T* residual, int8_t* digits, const T* i
     }
   }
   return count;
-}
-
-// Lanes that dot products in double are summed in, whatever the machine.
-constexpr int64_t kLanes = 8;
-
-template <int bytes>
-struct LaneSums {
-  static constexpr int64_t lanes = bytes / sizeof(double), vectors = kLanes / lanes;
-  Vector<double, bytes> sums[vectors] = {};
-
-  BITSPLIT_SIMD double total() const {
-    double total = 0;
-    for (int64_t lane = 0; lane < kLanes; ++lane) total += sums[lane / lanes][lane % lanes];
-    return total;
-  }
-};
-
-// Dot products of codes with two stretches of numbers, in double.
-struct Products {
-  double cross = 0, residual = 0;
-};
-
-// Adds those of 64 columns.
-template <int bytes, class T>
-BITSPLIT_SIMD inline void add_products(const int8_t* codes, const T* cross, const T* residual,
-                                       Products& products) {
-  constexpr int64_t lanes = LaneSums<bytes>::lanes;
-  using Numbers = Vector<double, bytes>;
-  LaneSums<bytes> with_cross, with_residual;
-  for (int64_t begin = 0; begin < kBlock; begin += kLanes)
-    for (int64_t v = 0; v < LaneSums<bytes>::vectors; ++v) {
-      const int64_t n = begin + v * lanes;
-      Numbers code;
-      load_digits<bytes, double>(codes + n, code);
-      with_cross.sums[v] += code * __builtin_convertvector(vector_at<lanes * sizeof(T)>(cross + n), Numbers);
-      with_residual.sums[v] +=
-          code * __builtin_convertvector(vector_at<lanes * sizeof(T)>(residual + n), Numbers);
-    }
-  products.cross += with_cross.total();
-  products.residual += with_residual.total();
 }
 
 // residual = cross + growth * (residual - cross): the residual of 64 columns after the scale grew by that

@@ -6,6 +6,7 @@
 #include <limits>
 #include <type_traits>
 
+#include "core/integers.h"
 #include "core/levels.h"
 #include "core/tabu_search.h"
 #include "ops/split/split_panels.h"
@@ -43,10 +44,9 @@ BITSPLIT_SIMD inline int64_t best_move(const T* cross, const T* products, const 
   for (int64_t begin = 0; begin < columns; begin += lanes)
     for (int64_t lane = 0; lane < lanes; ++lane) {
       const int64_t n = begin + lane;
-      const T residual = cross[n] - yardstick.scale * products[n];
-      const T size = residual < 0 ? -residual : residual;
+      const T residual = yardstick.residual(cross[n], products[n]);
       const T room = residual < 0 ? codes[n] - levels.low : levels.high - codes[n];
-      const T gain = (size + size) - yardstick.scale * diagonal[n];
+      const T gain = yardstick.gain(residual, diagonal[n]);
       const bool free = (rests[n] < step) | ((gain > yardstick.new_best) & (rests[n] != kNever));
       const bool better = (room > 0) & free & (gain > most[lane]);
       most[lane] = better ? gain : most[lane];
@@ -114,7 +114,7 @@ class RowSearch {
         best_move<T>(cross_.data(), now_.products.data(), diagonal_.data(), now_.codes.data(), rests_.data(),
                      gram_.padded, yardstick, levels_, step);
     if (column < 0) return;
-    move(column, cross_[column] - yardstick.scale * now_.products[column] < 0 ? -1 : 1);
+    move(column, yardstick.residual(cross_[column], now_.products[column]) < 0 ? -1 : 1);
     rests_[column] = rest_after(seed, row, step);
   }
 

@@ -77,9 +77,8 @@ __device__ Candidate<T> best_move(const SearchState<T>& row, Yardstick<T> yardst
   const Levels<int> levels = levels_of_row<int>(row.levels, 0);
   Candidate<T> best{-std::numeric_limits<T>::infinity(), -1};
   for (int n = threadIdx.x; n < row.columns; n += blockDim.x) {
-    const T residual = row.cross[n] - yardstick.scale * row.products[n];
-    const T size = residual < 0 ? -residual : residual;
-    const T gain = (size + size) - yardstick.scale * row.gram[int64_t{n} * (row.columns + 1)];
+    const T residual = yardstick.residual(row.cross[n], row.products[n]);
+    const T gain = yardstick.gain(residual, row.gram[int64_t{n} * (row.columns + 1)]);
     const bool free = row.rests[n] < step || (gain > yardstick.new_best && row.rests[n] != kNever);
     const int room = residual < 0 ? row.codes[n] - levels.low : levels.high - row.codes[n];
     if (room > 0 && free && gain > best.gain) best = {gain, n};
@@ -166,7 +165,7 @@ __global__ void search_kernel(SearchState<T> state, int steps, uint64_t seed) {
     const Yardstick<T> yardstick(now, best);
     const int column = best_move(row, yardstick, step).column;
     if (column >= 0) {
-      const int direction = row.cross[column] - yardstick.scale * row.products[column] < 0 ? -1 : 1;
+      const int direction = yardstick.residual(row.cross[column], row.products[column]) < 0 ? -1 : 1;
       now = move_code(row, now, column, direction, rest_after(seed, name, step));
     }
     if (!now.possible()) {

@@ -9,8 +9,10 @@
 #include <limits>
 #include <vector>
 
+#include "core/integers.h"
 #include "core/planes.h"
 #include "ops/split/split_panels.h"
+#include "ops/split/split_products.h"
 #include "ops/split/split_rows.h"
 
 namespace bitsplit::split {

@@ -6,11 +6,12 @@
 #include <cstdint>
 #include <vector>
 
+#include "core/integers.h"
 #include "core/levels.h"
 #include "core/planes.h"
 #include "core/simd.h"
 #include "core/split_steps.h"
-#include "ops/split/split_rows.h"
+#include "ops/split/split_products.h"
 
 namespace bitsplit::split {
 

@@ -33,7 +33,7 @@ StepCall checked_call(const at::Tensor& x, const at::Tensor& scale, const at::Te
   check_one(zero_point, "zero_point", x);
   TORCH_CHECK(zero_point.scalar_type() == at::kInt, "zero_point must be int32, got ",
               zero_point.scalar_type());
-  check_levels(qmin, qmax);
+  check_level_range(qmin, qmax);
   StepCall call{.x = dense(x),
                 .scale = scale.reshape(-1).to(compute_type(x)).contiguous(),
                 .zero_point = zero_point.reshape(-1).contiguous(),
@@ -44,7 +44,7 @@ StepCall checked_call(const at::Tensor& x, const at::Tensor& scale, const at::Te
                 .output = {},
                 .grad = {},
                 .grad_scale = {}};
-  check_values(call.scale, call.zero_point, qmin, qmax);
+  check_grids(call.scale, call.zero_point, qmin, qmax);
   call.output = at::empty_like(call.x);
   return call;
 }

@@ -5,6 +5,7 @@
 
 #include <algorithm>
 
+#include "core/integers.h"
 #include "ops/steps/steps_dispatch.h"
 #include "ops/steps/steps_kernels.cuh"
 
@@ -16,7 +17,7 @@ constexpr int64_t kThreads = 256;
 // Blocks of an element-wise kernel.
 int64_t blocks_for(int64_t numel) {
   constexpr int64_t kElementsPerBlock = 4 * kThreads, kMaxBlocks = 4096;
-  return std::min((numel + kElementsPerBlock - 1) / kElementsPerBlock, kMaxBlocks);
+  return std::min(divide_up(numel, kElementsPerBlock), kMaxBlocks);
 }
 
 struct CudaSteps {
