@@ -305,3 +305,22 @@ def test_the_forecast_knows_the_rows(model, images, name):
     expected = {"brecq": 2, "brecq fisher": 3, "qdrop": 3}[name]
     batches = as_batches(images, 8, inputs_only=True, device=torch.device("cpu"))
     assert row_bytes(network, [METHODS[name]], batches) == expected * 40 * 8 * 8 * 8 * 4
+
+
+class Wide(nn.Module):
+    """A block whose layers hold more than it gets and gives."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.expand, self.reduce = layer(8, 96), layer(96, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.reduce(torch.relu(self.expand(x)))
+
+
+def test_the_forecast_knows_the_rows_of_layers_inside_of_units(images):
+    model = nn.Sequential(layer(3, 8), nn.ReLU(), Wide(), Wide()).eval()
+    quantized = bitsplit.quantize(model, images, bitsplit.AdaRound(iterations=2), weights=3)
+    found = bitsplit.report_of(quantized).features
+    rows = (96 + 8) * 8 * 8 * 4 * len(images)
+    assert rows < found["used"] <= found["forecast"] < 2 * rows
