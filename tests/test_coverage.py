@@ -138,3 +138,13 @@ def test_a_layer_that_computes_a_constant_is_refused() -> None:
     network = observe(Table(), images())
     assert list(network.layers) == ["conv"]
     assert reasons(network) == {"bias": "its input does not depend on the images"}
+
+
+def test_inference_mode_is_named_where_it_hides_products() -> None:
+    @torch.inference_mode()
+    def forward(m: nn.Module, x: Tensor) -> Tensor:
+        return m.fc(m.up(m.conv(x)).mean((2, 3)))
+
+    model = Net(forward, conv=layer(), up=nn.ConvTranspose2d(4, 4, 2), fc=nn.Linear(4, 3))
+    found = reasons(observe(model, images()))
+    assert all("inference_mode" in found[name] for name in ("conv", "up"))

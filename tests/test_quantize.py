@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import signal
+from collections import OrderedDict
 from pathlib import Path
 
 import pytest
@@ -259,6 +260,18 @@ def test_a_damaged_checkpoint_file_is_named(model: nn.Module, images: Tensor, tm
     file.write_bytes(file.read_bytes()[:40])
     with pytest.raises(CheckpointError, match="down"):
         bitsplit.quantize(model, images, weights=4, checkpoint=tmp_path)
+
+
+def test_layer_names_may_be_longer_than_names_of_files(images: Tensor, tmp_path: Path) -> None:
+    path = [letter * 90 for letter in "abc"]
+    model = nn.Sequential(
+        OrderedDict({name: nn.Conv2d(3, 3, 1) for name in ("o" * 180 + "1", "o" * 180 + "2")})
+    )
+    for name in path:
+        model = nn.Sequential(OrderedDict({name: model}))
+    fitted = bitsplit.quantize(model, images, "mse", weights=4, checkpoint=tmp_path)
+    assert len(list(tmp_path.glob("*.safetensors"))) == 2
+    assert same_codes(bitsplit.quantize(model, images, "mse", weights=4, checkpoint=tmp_path), fitted)
 
 
 KILLED = """

@@ -305,3 +305,41 @@ def test_the_forecast_knows_the_rows(model, images, name):
     expected = {"brecq": 2, "brecq fisher": 3, "qdrop": 3}[name]
     batches = as_batches(images, 8, inputs_only=True, device=torch.device("cpu"))
     assert row_bytes(network, [METHODS[name]], batches) == expected * 40 * 8 * 8 * 8 * 4
+
+
+class Wide(nn.Module):
+    """A block whose layers hold more than it gets and gives."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.expand, self.reduce = layer(8, 96), layer(96, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.reduce(torch.relu(self.expand(x)))
+
+
+def test_the_forecast_knows_the_rows_of_layers_inside_of_units(images):
+    model = nn.Sequential(layer(3, 8), nn.ReLU(), Wide(), Wide()).eval()
+    quantized = bitsplit.quantize(model, images, bitsplit.AdaRound(iterations=2), weights=3)
+    found = bitsplit.report_of(quantized).features
+    rows = (96 + 8) * 8 * 8 * 4 * len(images)
+    assert rows < found["used"] <= found["forecast"] < 2 * rows
+
+
+def test_the_error_of_a_layer_covers_all_of_its_calls(images):
+    def forward(m: nn.Module, x: Tensor) -> Tensor:
+        x = torch.relu(m.stem(x))
+        for _ in range(3):
+            x = m.block(x)
+        return m.fc(x.mean((2, 3)))
+
+    model = Net(forward, stem=layer(3, 8), block=Block(), fc=nn.Linear(8, 3)).eval()
+    quantized = bitsplit.quantize(model, images, "mse", weights=3, activations=4)
+    seen: dict[nn.Module, list[Tensor]] = {model: [], quantized: []}
+    for network, outputs in seen.items():
+        network.block.two.register_forward_hook(lambda *call, kept=outputs: kept.append(call[-1].detach()))
+        network(images)
+    wanted, got = (torch.stack(outputs) for outputs in seen.values())
+    expected = ((got - wanted).square().sum() / wanted.square().sum()).item()
+    assert len(wanted) == 3
+    assert bitsplit.report_of(quantized).layer("block.two").error == pytest.approx(expected, rel=1e-3)

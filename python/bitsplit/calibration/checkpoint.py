@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Mapping
@@ -15,6 +16,8 @@ from torch import nn
 
 from bitsplit.errors import CheckpointError
 from bitsplit.quantizers import fitted_state, set_fitted_state
+
+LONGEST_NAME = 150  # characters; file systems allow 255 bytes, and ends are added
 
 
 class Checkpoint:
@@ -60,7 +63,10 @@ class Checkpoint:
         _write_atomically(self._path(key), lambda path: save_file(tensors, path, metadata))
 
     def _path(self, key: str) -> Path:
-        return self.folder / f"{quote(key, safe='') or 'model'}.layer.safetensors"
+        name = quote(key, safe="") or "model"
+        if len(name) > LONGEST_NAME:
+            name = f"{name[:LONGEST_NAME]}-{hashlib.sha256(key.encode()).hexdigest()}"
+        return self.folder / f"{name}.layer.safetensors"
 
 
 def _refuse_other_run(manifest: Path, fingerprint: dict[str, Any]) -> None:

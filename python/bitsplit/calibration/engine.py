@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -64,7 +65,8 @@ class Engine:
         inside = self.schedule.inside
         self.teacher_replay = Replay(teacher, forward, self.store, "float", inside)
         self.student_replay = Replay(network.model, forward, self.store, "quantized", inside)
-        self._results: list[LayerResult] = []
+        self._errors = {unit.name: ResponseErrors(unit.layers) for unit in network.units}
+        self._seconds: dict[str, float] = {}  # that fitting a layer took
         self._pieces: list[PieceResult] = []
         self._all_alike = True  # every batch came to the unit calls that the observed one came to
 
@@ -120,7 +122,7 @@ class Engine:
             self.store.close()
         return QuantizationReport(
             plan=self.plan,
-            layers=tuple(self._results),
+            layers=tuple(filter(None, map(self._result, self._seconds))),
             pieces=tuple(self._pieces),
             seconds=time.perf_counter() - started,
             features={"forecast": self.store.reserved, "used": self.store.most},
@@ -152,15 +154,17 @@ class Engine:
         schedule = self.schedule
         fitted: set[str] = set()
         for position, call in enumerate(schedule.calls):
-            units = {call[0], *schedule.inside.get(call, ())} - fitted
-            layers = tuple(name for name, layer in self.network.layers.items() if layer.unit in units)
-            fitted |= units
+            units = {call[0], *schedule.inside.get(call, ())}
+            new = units - fitted
+            layers = tuple(name for name, layer in self.network.layers.items() if layer.unit in new)
+            fitted |= new
             self.teacher_replay.start(call, layers)
             self.student_replay.start(call)
-            seconds = {name: self._fit(name) for name in layers}
-            self._learner.learn_units(call, units)
-            errors = self._advance(layers)
-            self._note_results(seconds, errors)
+            self._seconds |= {name: self._fit(name) for name in layers}
+            self._learner.learn_units(call, new)
+            self._advance([self._errors[unit] for unit in units if unit in self._errors])
+            for name in layers:
+                self.progress.done(self._result(name))
             self._retire(schedule.dead_after(position))
         self._learner.learn_network()
 
@@ -201,31 +205,29 @@ class Engine:
                 raise RecipeError(f"{task.name}: no method of the chain ({chain}) fits its {what} quantizer")
         return pieces
 
-    def _advance(self, layers: tuple[str, ...]) -> ResponseErrors:
+    def _advance(self, errors: Sequence[ResponseErrors]) -> None:
         """Keep the outputs of the unit call at work, of both models, for all batches; compare its layers."""
-        errors = ResponseErrors(layers)
-        with (
-            errors.watching(self.teacher, self.student),  # first, so that its hooks come before the stop
-            self.teacher_replay.recording(),
-            self.student_replay.recording(),
-        ):
+        with ExitStack() as active:
+            for found in errors:  # first, so that their hooks come before the stop
+                active.enter_context(found.watching(self.teacher, self.student))
+            active.enter_context(self.teacher_replay.recording())
+            active.enter_context(self.student_replay.recording())
             for index, batch in enumerate(self.batches()):
                 self._all_alike &= self.teacher_replay.record(index, batch)
                 self._all_alike &= self.student_replay.record(index, batch)
-                errors.next_batch()
+                for found in errors:
+                    found.next_batch()
         self.teacher_replay.finish()
         self.student_replay.finish()
-        return errors
 
-    def _note_results(self, seconds: dict[str, float], errors: ResponseErrors) -> None:
-        for name, spent in seconds.items():
-            row = self.plan.layer(name)
-            if row.weights is None and row.activations is None:
-                self.progress.done(None)
-                continue
-            facts = {key: getattr(row, key) for key in ("name", "kind", "unit", "weights", "activations")}
-            self._results.append(LayerResult(**facts, error=errors.relative(name), seconds=spent))
-            self.progress.done(self._results[-1])
+    def _result(self, name: str) -> LayerResult | None:
+        """What came of a layer in the calls so far; None when it stays float."""
+        row = self.plan.layer(name)
+        if row.weights is None and row.activations is None:
+            return None
+        facts = {key: getattr(row, key) for key in ("name", "kind", "unit", "weights", "activations")}
+        error = self._errors[row.unit].relative(name)
+        return LayerResult(**facts, error=error, seconds=self._seconds[name])
 
     def _retire(self, calls: list[UnitCall]) -> None:
         if not self._all_alike:  # what the observed forward read says nothing about the other batches

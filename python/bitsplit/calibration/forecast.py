@@ -10,6 +10,7 @@ from bitsplit.data import Batches
 from bitsplit.errors import CalibrationError
 from bitsplit.methods.base import Method
 from bitsplit.network import Network
+from bitsplit.network.record import Record
 from bitsplit.plan import Plan
 
 
@@ -60,15 +61,25 @@ def forecast(
 
 
 def row_bytes(network: Network, methods: list[Method], data: Batches) -> int:
-    """Of the rows of that unit which has most, while it is learned."""
-    inputs, outputs = (max(counts) for counts in zip(*(method.kept_rows for method in methods), strict=True))
-    record, names = network.record, {unit.name for unit in network.units}
-    sizes: dict[str, int] = dict.fromkeys(names, 0)
+    """Of the rows of that piece which has most, while a method learns it."""
+    # blocks stand for stages too: the first of a stage is called with what the stage is called with
+    units = {unit.name for unit in network.units}
+    pieces = {"layer": set(network.layers), "net": {""}}
+    most = max(
+        _most_kept(network.record, pieces.get(method.granularity, units), *method.kept_rows)
+        for method in methods
+    )
+    return 4 * most * data.images // network.record.batch_size
+
+
+def _most_kept(record: Record, names: set[str], inputs: int, outputs: int) -> int:
+    """Elements of that module among ``names`` of which most is kept: all its calls, each so many times."""
+    sizes = dict.fromkeys(names, 0)
     for call in record.calls:
         if call.name in names:
             for count, values in ((inputs, call.inputs), (outputs, call.outputs)):
                 sizes[call.name] += count * sum(math.prod(record.values[value].shape) for value in values)
-    return 4 * max(sizes.values(), default=0) * data.images // record.batch_size
+    return max(sizes.values(), default=0)
 
 
 def feature_bytes(network: Network, schedule: Schedule, data: Batches) -> int:

@@ -14,6 +14,9 @@ from bitsplit.network.record import Call
 
 COMPUTED_WEIGHT = "its weight is computed from its parameters"
 
+# What torch shows of a convolution in inference mode, and nowhere else.
+_UNDIVIDED = {f"{kind}{axes}d" for kind in ("conv", "conv_transpose") for axes in (1, 2, 3)}
+
 
 @dataclass(frozen=True)
 class Usage:
@@ -81,6 +84,8 @@ def _why_not_plain(
     if products and not any(facts.data[product.data] for product in products):
         return "its input does not depend on the images"
     products = [product for product in products if facts.data[product.data]]
+    if not products and any(facts.record.ops[op].name in _UNDIVIDED for op in facts.record.ops_in(call)):
+        return "it runs in torch.inference_mode, which hides its product: let the forward use torch.no_grad"
     if len(products) != 1:
         return f"its forward runs {len(products)} products, a plain layer one"
     product = products[0]
