@@ -6,6 +6,7 @@ import copy
 import types
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -280,3 +281,30 @@ def test_names_with_slashes_and_brackets(images: Tensor, tmp_path: Path) -> None
     again = bitsplit.quantize(net, images, **arguments)
     assert torch.equal(first(images), again(images))
     assert "a/[red]b" in str(bitsplit.plan(net, images)) and "a/[red]b" in str(bitsplit.summary(first))
+
+
+@pytest.mark.parametrize(
+    "method", ["bitsplit", bitsplit.Brecq(iterations=3, loss="fisher"), ["mse", bitsplit.Global(epochs=1)]]
+)
+def test_buffers_that_the_forward_changes_stay_as_they_were(images: Tensor, method: Any) -> None:
+    class Averaged(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.two = layer(6, 6), layer(6, 6)
+            self.register_buffer("average", torch.ones(()))
+            self.register_buffer("last", None)
+            self.register_buffer("count", torch.zeros(()))
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.average.mul_(0.9).add_(x.detach().abs().mean())
+            self.last, self.count = x.detach(), self.count + 1
+            return x + self.two(torch.relu(self.one(x / self.average)))
+
+    def forward(m: nn.Module, x: Tensor) -> Tensor:
+        return m.fc(m.block(torch.relu(m.norm(m.first(x)))).mean((2, 3)))
+
+    model = Net(forward, first=layer(3, 6), norm=nn.BatchNorm2d(6), block=Averaged(), fc=nn.Linear(6, 4))
+    quantized = bitsplit.quantize(model.eval(), images, method, weights=4, activations=4)
+    found = dict(quantized.named_buffers())
+    assert all(torch.equal(found[name], buffer) for name, buffer in model.named_buffers())
+    assert quantized.block.last is None and quantized.block.two.input_quantizer.is_fitted

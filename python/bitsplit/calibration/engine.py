@@ -111,6 +111,8 @@ class Engine:
         try:
             for method in self.methods:
                 method.prepare(self)
+            self.teacher_replay.keep_buffers()
+            self.student_replay.keep_buffers()  # not those of quantizers, which it has none of yet
             prepare(self.student, self.plan)
             with Progress(len(self.network.layers), self._forecast()) as self.progress:
                 self._walk()
@@ -118,6 +120,7 @@ class Engine:
                     self._finish(method)
             if self.plan.recipe.power_of_two:
                 align_biases(self.student)
+            self.student_replay.restore_buffers()
         finally:
             self.store.close()
         return QuantizationReport(

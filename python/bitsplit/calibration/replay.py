@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from bitsplit.calibration.buffers import KeptBuffers
 from bitsplit.calibration.features import FeatureStore
 from bitsplit.device import device_of, fresh
 
@@ -45,6 +46,7 @@ class Replay:
         self._store = store
         self._name = name
         self._inside = inside or {}
+        self._buffers: KeptBuffers | None = None
         self._finished: dict[UnitCall, bool] = {}  # -> still read by somebody
         self._calls: Counter[str] = Counter()
         self._index = 0
@@ -57,6 +59,15 @@ class Replay:
     @property
     def device(self) -> torch.device:
         return device_of(self.model)
+
+    def keep_buffers(self) -> None:
+        """From now on every run starts with the buffers that the model has now."""
+        self._buffers = KeptBuffers(self.model)
+
+    def restore_buffers(self) -> None:
+        """Undo what runs, of this or of others, have done to the buffers that are kept."""
+        if self._buffers is not None:
+            self._buffers.restore()
 
     def start(self, call: UnitCall, settled: Iterable[str] = ()) -> None:
         """``call`` is at work from now on; the layers ``settled`` inside of it do not change any more."""
@@ -73,6 +84,7 @@ class Replay:
 
     def run(self, index: int, batch: Any) -> Any:
         """Batch number ``index`` through the model; ``None`` when a hook ended it with ``Stop``."""
+        self.restore_buffers()
         self._calls.clear()
         self._layer_calls = None
         self._index = index
