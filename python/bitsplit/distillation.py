@@ -6,7 +6,6 @@ until a batch of it gives the same in every norm, as the authors of BRECQ (ICLR 
 
 from __future__ import annotations
 
-import copy
 import os
 import warnings
 from collections.abc import Iterator
@@ -23,6 +22,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from bitsplit.calibration.fingerprint import model_fingerprint
+from bitsplit.copying import copied
 from bitsplit.device import device_of
 from bitsplit.document import Document
 from bitsplit.errors import DataError, ModelError
@@ -93,7 +93,7 @@ def read_images(path: Path, identity: str | None = None) -> Tensor:
 def distill(model: nn.Module, options: Distilled, seed: int, device: torch.device | None = None) -> Tensor:
     """Images whose statistics in every batch norm of ``model`` are those that the norm keeps."""
     place = device_of(model) if device is None else device
-    model = copy.deepcopy(model).eval().requires_grad_(False).to(place)
+    model = copied(model).eval().requires_grad_(False).to(place)
     generator = torch.Generator().manual_seed(seed)
     noise = torch.randn(options.images, *options.size, generator=generator)
     batches = list(noise.split(options.batch))
