@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 
+import torch
 from torch import Tensor, nn
 
 from bitsplit.errors import ModelError
@@ -17,3 +18,10 @@ def copied(model: nn.Module) -> nn.Module:
         return copy.deepcopy(model, {id(value): value.detach().clone() for value in with_history})
     except (RuntimeError, TypeError) as error:  # locks, open files
         raise ModelError(f"the model cannot be copied: {error}") from error
+
+
+def refuse_half(model: nn.Module) -> None:
+    """Statistics in 16 bits are too coarse to work with."""
+    for name, parameter in model.named_parameters():
+        if parameter.dtype in (torch.float16, torch.bfloat16):
+            raise ModelError(f"{name} is {parameter.dtype}: second moments need more; pass model.float()")

@@ -95,7 +95,7 @@ def _batches_of(
     """The calibration batches; None, and ``Distilled``, make images from the network's batch norms."""
     place = checked_device(device_of(model) if device is None else device)
     if data is None or isinstance(data, Distilled):
-        data = (data or Distilled()).make(model, seed, place)
+        data = (data or Distilled()).make(model, seed, place, step)
     return as_batches(data, batch_size, inputs_only=step is None, device=place)
 
 
