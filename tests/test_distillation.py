@@ -11,9 +11,9 @@ from residual_net import same
 from torch import Tensor, nn
 
 import bitsplit
-from bitsplit.distillation import distance
 from bitsplit.errors import DataError, ModelError
 from bitsplit.network.norms import has_statistics
+from bitsplit.norm_matching import distance
 
 SIZE = (3, 8, 8)
 FEW = bitsplit.Distilled(images=20, size=SIZE, iterations=30, batch=16)
@@ -139,7 +139,7 @@ def test_a_file_keeps_the_images(model, tmp_path: Path):
     changed = options.file.stat().st_mtime_ns
     assert torch.equal(options.make(model, 0), made) and options.file.stat().st_mtime_ns == changed
     for other, seed in ((options, 1), (options.model_copy(update={"iterations": 7}), 0)):
-        with pytest.raises(DataError, match="holds images of another network, seed or options"):
+        with pytest.raises(DataError, match="holds images of another network, step, seed or options"):
             other.make(model, seed)
     options.file.write_bytes(b"nothing")
     with pytest.raises(DataError, match="cannot read"):

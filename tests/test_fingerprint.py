@@ -46,6 +46,64 @@ def test_a_model_is_told_from_others_by_values_attributes_and_classes() -> None:
     assert model_fingerprint(Shifted()) == model_fingerprint(Shifted().train()) == found[0]
 
 
+def with_forward(**methods: Callable[..., Tensor]) -> nn.Module:
+    """``Shifted`` of a class of the same name with other methods."""
+    return type("Shifted", (Shifted,), {"__qualname__": "Shifted", **methods})()
+
+
+def test_a_model_is_told_from_others_by_the_code_of_its_forward() -> None:
+    def plain(self: nn.Module, x: Tensor) -> Tensor:
+        return self.last(self.act(self.conv(x)))
+
+    variants = [
+        with_forward(),
+        with_forward(forward=plain),
+        with_forward(forward=torch.no_grad()(plain)),
+        with_forward(forward=lambda self, x: self.last(self.conv(x))),
+        with_forward(forward=torch.no_grad()(lambda self, x: self.last(self.conv(x)))),
+        with_forward(forward=lambda self, x: self.last(sum([self.conv(part) for part in x]))),
+        with_forward(forward=lambda self, x: self.last(sum([self.conv(part + 1) for part in x]))),
+        with_forward(forward=lambda self, x: self.tail(x), tail=lambda self, x: self.last(self.conv(x))),
+        with_forward(forward=lambda self, x: self.tail(x), tail=lambda self, x: self.last(-self.conv(x))),
+        with_forward(forward=lambda self, x: self.tail(x), tail=staticmethod(lambda x: x)),
+    ]
+    for forward in (lambda x: x + 1, lambda x: x + 2):
+        variants.append(Shifted())
+        variants[-1].forward = forward
+    assert len({model_fingerprint(model) for model in variants}) == len(variants)
+    assert model_fingerprint(with_forward(forward=plain)) == model_fingerprint(variants[1])
+    assert model_fingerprint(with_forward(__repr__=lambda self: "")) == model_fingerprint(variants[0])
+
+
+def test_a_traced_model_is_told_from_others_by_its_code() -> None:
+    layer = nn.Sequential(nn.Conv2d(3, 4, 1))
+    other = torch.fx.symbolic_trace(layer)
+    for node in list(other.graph.nodes):
+        if node.op == "output":
+            with other.graph.inserting_before(node):
+                node.args = (other.graph.call_function(torch.relu, node.args),)
+    other.recompile()
+    found = [model_fingerprint(torch.fx.symbolic_trace(layer)) for _ in range(2)]
+    assert found[0] == found[1] != model_fingerprint(other)
+
+
+def test_the_fingerprint_of_a_model_is_the_same_in_another_process_and_after_runs() -> None:
+    model = Shifted()
+    before = model_fingerprint(model)
+    for _ in range(20):  # Python rewrites the code that runs often
+        model(torch.zeros(1, 3, 2, 2))
+    assert model_fingerprint(model) == before
+    program = (
+        f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
+        "from bitsplit.calibration.fingerprint import model_fingerprint\n"
+        "from test_fingerprint import Shifted\n"
+        "print(model_fingerprint(Shifted()))"
+    )
+    other = run_program(program, PYTHONHASHSEED="7")
+    assert other.returncode == 0, other.stderr
+    assert other.stdout.strip() == before
+
+
 def scaled(factor: float) -> Callable[[nn.Module, Tensor], Tensor]:
     return lambda model, batch: model(batch * factor)
 
@@ -59,6 +117,14 @@ def test_a_step_is_told_from_others_by_its_code_and_what_it_encloses() -> None:
     steps += [partial(times, factor=1), partial(times, factor=2)]
     assert len({step_fingerprint(step) for step in steps}) == len(steps)
     assert step_fingerprint(scaled(2.0)) == step_fingerprint(scaled(2.0))
+
+
+def test_a_run_with_another_forward_is_refused(tmp_path: Path) -> None:
+    images = torch.randn(4, 3, 6, 6)
+    bitsplit.quantize(Shifted().eval(), images, checkpoint=tmp_path)
+    other = with_forward(forward=lambda self, x: self.last(self.act(self.conv(x - self.mean)) * 2)).eval()
+    with pytest.raises(CheckpointError, match="model"):
+        bitsplit.quantize(other, images, checkpoint=tmp_path)
 
 
 @pytest.mark.parametrize("change", ["slope", "step"])

@@ -11,11 +11,12 @@ from typing import Any, TypeVar
 
 import torch
 from pydantic import ValidationError
-from torch import Tensor, nn
+from torch import nn
 
 from bitsplit.calibration.checkpoint import Checkpoint
 from bitsplit.calibration.engine import Engine
 from bitsplit.calibration.fingerprint import run_fingerprint
+from bitsplit.copying import copied
 from bitsplit.data import Batches, as_batches
 from bitsplit.device import checked_device, device_of, free_memory, to_device
 from bitsplit.distillation import Distilled
@@ -94,18 +95,8 @@ def _batches_of(
     """The calibration batches; None, and ``Distilled``, make images from the network's batch norms."""
     place = checked_device(device_of(model) if device is None else device)
     if data is None or isinstance(data, Distilled):
-        data = (data or Distilled()).make(model, seed, place)
+        data = (data or Distilled()).make(model, seed, place, step)
     return as_batches(data, batch_size, inputs_only=step is None, device=place)
-
-
-def _copied(model: Model) -> Model:
-    """A deep copy; tensors with a history, such as the weights of the old weight_norm, lose it."""
-    tensors = (value for module in model.modules() for value in vars(module).values())
-    with_history = (value for value in tensors if isinstance(value, Tensor) and not value.is_leaf)
-    try:
-        return copy.deepcopy(model, {id(value): value.detach().clone() for value in with_history})
-    except (RuntimeError, TypeError) as error:  # locks, open files
-        raise ModelError(f"the model cannot be copied: {error}") from error
 
 
 def observed_copy(
@@ -117,7 +108,7 @@ def observed_copy(
     for name, parameter in model.named_parameters():
         if parameter.dtype in (torch.float16, torch.bfloat16):
             raise ModelError(f"{name} is {parameter.dtype}: second moments need more; pass model.float()")
-    student = _copied(model).eval()
+    student = copied(model).eval()
     if device is not None:
         student.to(device)
     untie_layers(student)
