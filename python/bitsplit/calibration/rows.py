@@ -92,7 +92,7 @@ class RowTable:
 
     @property
     def mean_weight(self) -> float:
-        return self._weight_sum / self._weight_count if self._weight_sum > 0 else 1.0
+        return self._weight_sum / self._weight_count if self._weight_count > 0 else 1.0
 
     def add(self, sample: Sample) -> None:
         """Keep a sample; its tensors that are as long as the target are cut into rows."""
