@@ -10,6 +10,8 @@ from residual_net import METHODS, Block, same
 from torch import Tensor, nn
 
 import bitsplit
+from bitsplit.calibration.features import FeatureStore
+from bitsplit.calibration.rows import RowTable
 from bitsplit.errors import RecipeError
 from bitsplit.methods.clock import Clock
 from bitsplit.methods.learning import LearnedSteps
@@ -213,3 +215,30 @@ def test_batches_of_one_image_are_drawn_from_like_others(model, images):
     )
     for a, b in zip(one, many, strict=True):
         assert a.after == pytest.approx(b.after, rel=0.05)
+
+
+class TestConstants:
+    """Tensors among a piece's arguments that no image has a share of."""
+
+    def table(self, store: FeatureStore, factor: Tensor, sizes: tuple[int, ...] = (8, 4)) -> RowTable:
+        table = RowTable(store, torch.device("cpu"), sum(sizes), whole=False)
+        for size in sizes:
+            table.add(Sample((torch.rand(size, 3), factor.clone()), {}, torch.rand(size, 2), None, None))
+        return table
+
+    def test_one_as_long_as_a_later_batch_is_not_cut(self):
+        table = self.table(FeatureStore(10**6), torch.arange(4.0))
+        (sample,) = table.all(64)
+        assert len(sample.target) == 12
+        assert sample.args[1].tolist() == [0, 1, 2, 3]
+
+    def test_one_that_is_changed_in_place_stays(self):
+        table = self.table(FeatureStore(10**6), torch.ones(1))
+        draw = table.draws(5, 3, torch.Generator())
+        for sample in (draw(), draw(), *table.all(6)):
+            assert sample.args[1].mul_(2) == 2
+
+    def test_a_target_without_axes_is_a_row(self):
+        table = RowTable(FeatureStore(10**6), torch.device("cpu"), 1, whole=True)
+        table.add(Sample((torch.ones(2),), {}, torch.tensor(3.0), None, None))
+        assert [float(sample.target) for sample in table.all(4)] == [3.0]
