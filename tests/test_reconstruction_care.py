@@ -12,7 +12,7 @@ from torch import Tensor, nn
 import bitsplit
 from bitsplit.calibration.features import FeatureStore
 from bitsplit.calibration.rows import RowTable
-from bitsplit.errors import RecipeError
+from bitsplit.errors import CalibrationError, RecipeError
 from bitsplit.methods.clock import Clock
 from bitsplit.methods.learning import LearnedSteps
 from bitsplit.methods.qdrop import Drops
@@ -194,6 +194,18 @@ def test_the_whole_network_is_not_spoilt(model, images):
     with pytest.warns(UserWarning, match="global: no gain"):
         after = bitsplit.quantize(model, images, chain, weights=4)
     assert same(after, start)
+
+
+def test_a_piece_that_computes_without_gradients_is_refused(images):
+    class Closed(Block):
+        @torch.no_grad()
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x)
+
+    net = Net(lambda m, x: m.fc(m.b(torch.relu(m.stem(x))).mean((2, 3))),
+              stem=layer(3, 8), b=Closed(), fc=nn.Linear(8, 3)).eval()  # fmt: skip
+    with pytest.raises(CalibrationError, match="b: brecq failed: its output must depend on its weights"):
+        bitsplit.quantize(net, images, bitsplit.Brecq(iterations=3), weights=3)
 
 
 def test_arrays_among_the_arguments(images):

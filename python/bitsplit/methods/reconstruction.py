@@ -145,7 +145,8 @@ class Reconstruction(Method):
     ) -> None:
         """Draw rows, compare the piece's output with the target, step: in all iterations of the clock.
 
-        inputs: what the piece is called with.  ``Diverged`` when the loss is no number.
+        inputs: what the piece is called with.  ``Diverged`` when the loss is no number, ``RuntimeError`` when
+        no output has a gradient.
         """
         parameters = [parameter for some in variables for parameter in some.parameters]
         if not parameters or clock.iterations == 0:
@@ -153,25 +154,38 @@ class Reconstruction(Method):
         entering = self._entering(piece)
         generator = torch.Generator().manual_seed(seed_of(piece))
         draw = samples.draws(self.batch, clock.iterations, generator)
+        learns = False
 
         def iteration() -> Tensor:
+            nonlocal learns
             clock.begin()
             for parameter in parameters:
                 parameter.grad = None
             sample = draw()
-            with forward_in(self.precision, clock.device):
-                output = comparable(piece.run(*entering(*inputs(sample))), sample.target)
             factor = channels_over_elements(piece, sample.target) / samples.mean_weight
-            loss = reconstruction_loss(output, sample.target, sample.weight, p, factor)
-            if output.requires_grad:
-                torch.autograd.backward(output, loss.grad)
+            loss, has_gradient = self._descend(piece, sample, entering(*inputs(sample)), p, factor)
+            learns |= has_gradient
             for some in variables:
                 some.step()
             clock.advance()
-            return loss.loss
+            return loss
 
         with learning(piece.module, parameters, self.precision, clock.device), self._explaining(piece):
             self._iterate(piece, Recorded(piece.name, iteration, draw.card), clock)
+        if not learns:
+            raise RuntimeError("its output must depend on its weights, got one without gradient (no_grad?)")
+
+    def _descend(
+        self, piece: Piece, sample: Sample, arguments: tuple[tuple, dict[str, Any]], p: float, factor: float
+    ) -> tuple[Tensor, bool]:
+        """Leave the loss's gradients in the parameters; the loss, and whether it has gradients."""
+        args, kwargs = arguments
+        with forward_in(self.precision, piece.device):
+            output = comparable(piece.run(args, kwargs), sample.target)
+        loss = reconstruction_loss(output, sample.target, sample.weight, p, factor)
+        if output.requires_grad:
+            torch.autograd.backward(output, loss.grad)
+        return loss.loss, output.requires_grad
 
     @contextmanager
     def _explaining(self, piece: Piece) -> Iterator[None]:
