@@ -44,14 +44,25 @@ def test_a_kept_state_is_nobody_elses():
     assert torch.equal(state["bias"], expected)
 
 
-@pytest.mark.parametrize("rates", [{"scale_rate": 200.0}, {"bias_rate": 1e30}])
+@pytest.mark.parametrize(
+    "rates", [{"scale_rate": 200.0}, {"bias_rate": 1e30}, {"iterations": 1, "scale_rate": 1e3}]
+)
 @pytest.mark.parametrize("method", [bitsplit.Brecq, bitsplit.QDrop, bitsplit.FlexRound])
 def test_a_loss_that_is_no_number_ends_learning(model, images, method, rates):
-    chain = ["bitsplit", method(iterations=30, rate=0.01, **rates)]
+    chain = ["bitsplit", method(**{"iterations": 30, "rate": 0.01, **rates})]
     with pytest.warns(UserWarning, match="collapsed"):
         learned = bitsplit.quantize(model, images, chain, weights=3, activations=4)
     assert torch.isfinite(learned(images)).all()
     assert all(piece.after <= piece.before for piece in bitsplit.report_of(learned).pieces)
+
+
+@pytest.mark.parametrize("step_rate", [1e3, 1e38])
+@pytest.mark.parametrize("method", [bitsplit.QDrop(iterations=3), bitsplit.Global(epochs=3)])
+def test_steps_beyond_all_measure_are_no_gain(model, images, method, step_rate):
+    chain = ["mse", method.model_copy(update={"step_rate": step_rate})]
+    with pytest.warns(UserWarning, match="collapsed|no gain"):
+        learned = bitsplit.quantize(model, images, chain, weights=3, activations=4)
+    assert torch.isfinite(learned(images)).all()
 
 
 class Wide(nn.Module):
@@ -206,6 +217,22 @@ def test_a_piece_that_computes_without_gradients_is_refused(images):
               stem=layer(3, 8), b=Closed(), fc=nn.Linear(8, 3)).eval()  # fmt: skip
     with pytest.raises(CalibrationError, match="b: brecq failed: its output must depend on its weights"):
         bitsplit.quantize(net, images, bitsplit.Brecq(iterations=3), weights=3)
+
+
+@pytest.mark.parametrize("activations", [None, 4])
+def test_code_that_takes_no_half_precision_is_named(images, activations):
+    """NumPy refuses with a TypeError, other code with a RuntimeError that names the dtype."""
+
+    class Counted(Block):
+        def forward(self, x: Tensor) -> Tensor:
+            inner = self.one(x)
+            return x + self.two(inner) * float(inner.detach().numpy().mean())
+
+    net = Net(lambda m, x: m.fc(m.b(torch.relu(m.stem(x))).mean((2, 3))),
+              stem=layer(3, 8), b=Counted(), fc=nn.Linear(8, 3)).eval()  # fmt: skip
+    method = bitsplit.Brecq(iterations=2, step_iterations=0, precision="bf16")
+    with pytest.raises(CalibrationError, match="b: brecq failed: .*try precision='fp32'"):
+        bitsplit.quantize(net, images, method, weights=3, activations=activations)
 
 
 def test_arrays_among_the_arguments(images):

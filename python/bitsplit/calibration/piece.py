@@ -200,7 +200,7 @@ def learn(method: Method, piece: EnginePiece) -> list[PieceResult]:
     started = time.perf_counter()
     try:
         outcome = method.fit_piece(piece)
-    except (ValueError, RuntimeError) as error:
+    except (ValueError, RuntimeError, TypeError) as error:
         raise CalibrationError(f"{piece.name}: {method.name} failed: {error}") from error
     if outcome is None:
         return []

@@ -20,13 +20,14 @@ from bitsplit.methods.activations import MseActivations
 from bitsplit.methods.base import Method, WeightMethod
 from bitsplit.methods.clock import Clock
 from bitsplit.methods.learning import (
+    Diverged,
     LearnedBiases,
     Variables,
     WeightVariables,
     learning,
 )
 from bitsplit.methods.mse import Mse
-from bitsplit.methods.outcome import Diverged, learned
+from bitsplit.methods.outcome import learned
 from bitsplit.methods.recorded import Recorded
 from bitsplit.methods.soft_rounding import SoftRounding
 from bitsplit.methods.tasks import Granularity, LayerTask, Outcome, Piece, Sample, Samples
@@ -192,8 +193,9 @@ class Reconstruction(Method):
         """Tells what helps where the piece's own code takes no half precision."""
         try:
             yield
-        except RuntimeError as error:
-            if chosen_precision(self.precision, piece.device) == "bf16" and "type" in str(error):
+        except (RuntimeError, TypeError) as error:
+            of_dtype = any(word in str(error).lower() for word in ("type", "bfloat16"))
+            if of_dtype and chosen_precision(self.precision, piece.device) == "bf16":
                 raise RuntimeError(f"{error} (it is learned in bfloat16; try precision='fp32')") from error
             raise
 

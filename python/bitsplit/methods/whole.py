@@ -8,6 +8,7 @@ outputs.  No labels are needed.
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -22,6 +23,7 @@ from bitsplit.device import device_of
 from bitsplit.methods.base import Method
 from bitsplit.methods.clock import Clock
 from bitsplit.methods.learning import (
+    Diverged,
     LearnedBiases,
     LearnedScales,
     LearnedSteps,
@@ -31,6 +33,7 @@ from bitsplit.methods.learning import (
     learning,
     set_fitted,
     slower,
+    sound,
 )
 from bitsplit.methods.registry import register
 from bitsplit.methods.soft_rounding import SoftRounding
@@ -72,8 +75,11 @@ class Global(Method):
         start, before = fitted(tasks), self._distance(run)
         attempts = {"tried again at lower rates": self, "kept what it started from": slower(self)}
         for consequence, method in attempts.items():
-            method._tune(run, tasks)
-            after = self._distance(run)
+            try:
+                method._tune(run, tasks)
+                after = self._distance(run)
+            except Diverged:
+                after = math.inf
             if after <= before:
                 return
             set_fitted(tasks, start)
@@ -205,6 +211,8 @@ class Scales:
 
     def harden(self) -> None:
         """The model has had the result since the last step."""
+        for layer in self._layers:
+            sound(layer.weight_quantizer.scale)
 
     def undecided(self) -> float:
         """None: integers stay as they are."""
