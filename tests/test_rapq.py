@@ -127,10 +127,14 @@ class TestMethod:
             if name.endswith(".weight"):
                 assert torch.equal(scales[name].scale, site.scale)
 
-    @pytest.mark.parametrize("options", [{"exponent_iterations": 0}, {"exponent_iterations": 999}])
-    def test_all_or_nothing(self, model, images, options):
+    @pytest.mark.parametrize("options", [{"exponent_iterations": 0}, {"iterations": 0}])
+    def test_without_one_of_both(self, model, images, options):
         learned = self.quantized(model, images, bitsplit.Rapq(**{**self.OPTIONS, **options}))
         assert all(site.exponents is not None for site in bitsplit.scales(learned).values())
+
+    def test_iterations_that_leave_none_for_the_rounding_are_refused(self):
+        with pytest.raises(ValueError, match=r"more than exponent_iterations \(500\).* got 400"):
+            bitsplit.Rapq(iterations=400)
 
     def test_the_seed_decides(self, model, images):
         one, two = (self.quantized(model, images, bitsplit.Rapq(**self.OPTIONS)) for _ in range(2))

@@ -237,6 +237,20 @@ def test_fisher_needs_class_scores(images):
         bitsplit.quantize(net, images, METHODS["brecq fisher"], weights=3)
 
 
+@pytest.mark.parametrize(
+    ("classes", "scores", "message"),
+    [
+        (1, lambda y: y.mean((2, 3)), r"two classes or more, got \[40, 1\]; use loss='mse'"),
+        (3, lambda y: y.argmax(3).float().mean(2), "stem: .* gradients that are all zero; use loss='mse'"),
+    ],
+)
+def test_fisher_weights_that_say_nothing_are_refused(images, classes, scores, message):
+    """The probability of the only class is 1 whatever the network does."""
+    net = Net(lambda m, x: m.fc(scores(m.stem(x))), stem=layer(3, 8), fc=nn.Linear(8, classes)).eval()
+    with pytest.raises(CalibrationError, match=message):
+        bitsplit.quantize(net, images, METHODS["brecq fisher"], weights=3)
+
+
 def test_a_collapse_is_learned_again_and_said(model, images):
     chain = ["bitsplit", bitsplit.Brecq(iterations=40, rate=0.01, bias_rate=5.0)]
     with pytest.warns(UserWarning, match="collapsed"):

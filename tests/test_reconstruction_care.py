@@ -10,7 +10,9 @@ from residual_net import METHODS, Block, same
 from torch import Tensor, nn
 
 import bitsplit
-from bitsplit.errors import RecipeError
+from bitsplit.calibration.features import FeatureStore
+from bitsplit.calibration.rows import RowTable
+from bitsplit.errors import CalibrationError, RecipeError
 from bitsplit.methods.clock import Clock
 from bitsplit.methods.learning import LearnedSteps
 from bitsplit.methods.qdrop import Drops
@@ -42,14 +44,25 @@ def test_a_kept_state_is_nobody_elses():
     assert torch.equal(state["bias"], expected)
 
 
-@pytest.mark.parametrize("rates", [{"scale_rate": 200.0}, {"bias_rate": 1e30}])
+@pytest.mark.parametrize(
+    "rates", [{"scale_rate": 200.0}, {"bias_rate": 1e30}, {"iterations": 1, "scale_rate": 1e3}]
+)
 @pytest.mark.parametrize("method", [bitsplit.Brecq, bitsplit.QDrop, bitsplit.FlexRound])
 def test_a_loss_that_is_no_number_ends_learning(model, images, method, rates):
-    chain = ["bitsplit", method(iterations=30, rate=0.01, **rates)]
+    chain = ["bitsplit", method(**{"iterations": 30, "rate": 0.01, **rates})]
     with pytest.warns(UserWarning, match="collapsed"):
         learned = bitsplit.quantize(model, images, chain, weights=3, activations=4)
     assert torch.isfinite(learned(images)).all()
     assert all(piece.after <= piece.before for piece in bitsplit.report_of(learned).pieces)
+
+
+@pytest.mark.parametrize("step_rate", [1e3, 1e38])
+@pytest.mark.parametrize("method", [bitsplit.QDrop(iterations=3), bitsplit.Global(epochs=3)])
+def test_steps_beyond_all_measure_are_no_gain(model, images, method, step_rate):
+    chain = ["mse", method.model_copy(update={"step_rate": step_rate})]
+    with pytest.warns(UserWarning, match="collapsed|no gain"):
+        learned = bitsplit.quantize(model, images, chain, weights=3, activations=4)
+    assert torch.isfinite(learned(images)).all()
 
 
 class Wide(nn.Module):
@@ -194,6 +207,34 @@ def test_the_whole_network_is_not_spoilt(model, images):
     assert same(after, start)
 
 
+def test_a_piece_that_computes_without_gradients_is_refused(images):
+    class Closed(Block):
+        @torch.no_grad()
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x)
+
+    net = Net(lambda m, x: m.fc(m.b(torch.relu(m.stem(x))).mean((2, 3))),
+              stem=layer(3, 8), b=Closed(), fc=nn.Linear(8, 3)).eval()  # fmt: skip
+    with pytest.raises(CalibrationError, match="b: brecq failed: its output must depend on its weights"):
+        bitsplit.quantize(net, images, bitsplit.Brecq(iterations=3), weights=3)
+
+
+@pytest.mark.parametrize("activations", [None, 4])
+def test_code_that_takes_no_half_precision_is_named(images, activations):
+    """NumPy refuses with a TypeError, other code with a RuntimeError that names the dtype."""
+
+    class Counted(Block):
+        def forward(self, x: Tensor) -> Tensor:
+            inner = self.one(x)
+            return x + self.two(inner) * float(inner.detach().numpy().mean())
+
+    net = Net(lambda m, x: m.fc(m.b(torch.relu(m.stem(x))).mean((2, 3))),
+              stem=layer(3, 8), b=Counted(), fc=nn.Linear(8, 3)).eval()  # fmt: skip
+    method = bitsplit.Brecq(iterations=2, step_iterations=0, precision="bf16")
+    with pytest.raises(CalibrationError, match="b: brecq failed: .*try precision='fp32'"):
+        bitsplit.quantize(net, images, method, weights=3, activations=activations)
+
+
 def test_arrays_among_the_arguments(images):
     class Scaled(Block):
         def forward(self, x: Tensor, factors: numpy.ndarray) -> Tensor:
@@ -213,3 +254,30 @@ def test_batches_of_one_image_are_drawn_from_like_others(model, images):
     )
     for a, b in zip(one, many, strict=True):
         assert a.after == pytest.approx(b.after, rel=0.05)
+
+
+class TestConstants:
+    """Tensors among a piece's arguments that no image has a share of."""
+
+    def table(self, store: FeatureStore, factor: Tensor, sizes: tuple[int, ...] = (8, 4)) -> RowTable:
+        table = RowTable(store, torch.device("cpu"), sum(sizes), whole=False)
+        for size in sizes:
+            table.add(Sample((torch.rand(size, 3), factor.clone()), {}, torch.rand(size, 2), None, None))
+        return table
+
+    def test_one_as_long_as_a_later_batch_is_not_cut(self):
+        table = self.table(FeatureStore(10**6), torch.arange(4.0))
+        (sample,) = table.all(64)
+        assert len(sample.target) == 12
+        assert sample.args[1].tolist() == [0, 1, 2, 3]
+
+    def test_one_that_is_changed_in_place_stays(self):
+        table = self.table(FeatureStore(10**6), torch.ones(1))
+        draw = table.draws(5, 3, torch.Generator())
+        for sample in (draw(), draw(), *table.all(6)):
+            assert sample.args[1].mul_(2) == 2
+
+    def test_a_target_without_axes_is_a_row(self):
+        table = RowTable(FeatureStore(10**6), torch.device("cpu"), 1, whole=True)
+        table.add(Sample((torch.ones(2),), {}, torch.tensor(3.0), None, None))
+        assert [float(sample.target) for sample in table.all(4)] == [3.0]

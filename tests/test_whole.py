@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -11,7 +12,6 @@ from residual_net import same
 from torch import Tensor, nn
 
 import bitsplit
-from bitsplit.errors import CalibrationError
 from bitsplit.methods.whole import divergence, relative
 
 
@@ -134,10 +134,35 @@ def test_networks_without_class_scores(images):
     assert distance(after, net, images) < distance(before, net, images)
 
 
-def test_an_output_without_gradient_is_refused(images):
-    net = Net(lambda m, x: m.b(torch.relu(m.a(x))).argmax(1), a=layer(3, 6), b=layer(6, 2)).eval()
-    with pytest.raises(CalibrationError, match="does not depend on its weights in a smooth way"):
-        bitsplit.quantize(net, images, ["mse", bitsplit.Global(epochs=1)], weights=2)
+@dataclass
+class Answer:
+    """An output that no tree of tensors holds."""
+
+    scores: Tensor
+
+
+def errors_of_layers(quantized: nn.Module, net: nn.Module, images: Tensor) -> list[float]:
+    outputs = [(m.a(images), m.b(torch.relu(m.a(images)))) for m in (quantized, net)]
+    return [float(relative(got, wanted)) for got, wanted in zip(*outputs, strict=True)]
+
+
+@pytest.mark.parametrize("given", [Answer, lambda y: y > 0, lambda y: y.argmax(1)])
+def test_of_an_output_without_gradient_the_units_are_learned(images, given):
+    net = Net(lambda m, x: given(m.b(torch.relu(m.a(x)))), a=layer(3, 6), b=layer(6, 2)).eval()
+    before = bitsplit.quantize(net, images, "mse", weights=2)
+    with pytest.warns(UserWarning, match="the network's output has no gradient"):
+        after = bitsplit.quantize(net, images, ["mse", bitsplit.Global(epochs=10)], weights=2)
+    with torch.no_grad():
+        first, last = (sum(errors_of_layers(quantized, net, images)) for quantized in (before, after))
+    assert last < first
+
+
+def test_without_any_gradient_the_network_stays(images):
+    net = Net(torch.no_grad()(lambda m, x: m.b(torch.relu(m.a(x)))), a=layer(3, 6), b=layer(6, 2)).eval()
+    before = bitsplit.quantize(net, images, "mse", weights=2)
+    with pytest.warns(UserWarning, match="the network's output has no gradient"):
+        after = bitsplit.quantize(net, images, ["mse", bitsplit.Global(epochs=2)], weights=2)
+    assert torch.equal(after(images), before(images))
 
 
 def test_models_that_change_what_they_get(images):

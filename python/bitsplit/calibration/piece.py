@@ -108,6 +108,11 @@ class EnginePiece:
                 for got, wanted, weight in zip(student, teacher, weights, strict=True):
                     inputs = (wanted.args, wanted.kwargs) if float_inputs else None
                     table.add(Sample(got.args, got.kwargs, wanted.output, weight, inputs))
+            if table.mean_weight == 0:
+                raise CalibrationError(
+                    f"{self.name}: loss='fisher' needs class scores that its output changes smoothly, "
+                    "got gradients that are all zero; use loss='mse'"
+                )
             yield table
         finally:
             table.close()
@@ -146,10 +151,11 @@ class EnginePiece:
     @torch.enable_grad()
     def _squared_gradients(self, outputs: list[Tensor], got: Any, wanted: Any) -> list[Tensor]:
         """Of the divergence of the network's class probabilities, with regard to the piece's outputs."""
-        if not isinstance(got, Tensor) or got.dim() != 2:
+        if not isinstance(got, Tensor) or got.dim() != 2 or got.shape[1] < 2:
+            given = list(got.shape) if isinstance(got, Tensor) else type(got).__name__
             raise CalibrationError(
-                f"{self.name}: loss='fisher' needs a network that gives class scores [images, classes]; "
-                "use loss='mse'"
+                f"{self.name}: loss='fisher' needs a network that gives class scores [images, classes] of "
+                f"two classes or more, got {given}; use loss='mse'"
             )
         divergence = class_divergence(got, wanted)
         gradients = torch.autograd.grad(divergence, outputs, allow_unused=True, materialize_grads=True)
@@ -194,7 +200,7 @@ def learn(method: Method, piece: EnginePiece) -> list[PieceResult]:
     started = time.perf_counter()
     try:
         outcome = method.fit_piece(piece)
-    except (ValueError, RuntimeError) as error:
+    except (ValueError, RuntimeError, TypeError) as error:
         raise CalibrationError(f"{piece.name}: {method.name} failed: {error}") from error
     if outcome is None:
         return []

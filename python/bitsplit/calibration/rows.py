@@ -71,7 +71,8 @@ class _Group:
         return devices.pop() if len(devices) == 1 else torch.device("cpu")
 
     def tree(self, rows: Tensor) -> Any:
-        leaves = list(self.constants)
+        # copies of the constants, because the piece may change what it gets in place
+        leaves = [leaf.clone() if isinstance(leaf, Tensor) else leaf for leaf in self.constants]
         for position, column in zip(self.positions, self.columns, strict=True):
             leaves[position] = column.gather(rows)
         return pytree.tree_unflatten(leaves, self.spec)
@@ -92,21 +93,24 @@ class RowTable:
 
     @property
     def mean_weight(self) -> float:
-        return self._weight_sum / self._weight_count if self._weight_sum > 0 else 1.0
+        return self._weight_sum / self._weight_count if self._weight_count > 0 else 1.0
 
     def add(self, sample: Sample) -> None:
-        """Keep a sample; its tensors that are as long as the target are cut into rows."""
+        """Keep a sample; its tensors that are as long as the target are cut into rows.
+
+        Which ones that may be is decided by the first sample of a structure: what is longer or shorter there
+        is a constant, though a later batch may happen to have its length.
+        """
         if sample.weight is not None:
             self._weight_sum += float(sample.weight.sum(dtype=torch.float64))
             self._weight_count += sample.weight.numel()
         leaves, spec = pytree.tree_flatten(sample)
-        rows = len(sample.target)
+        rows = 1 if self._whole else len(sample.target)
         if self._whole:
-            rows, leaves = 1, [leaf.unsqueeze(0) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+            leaves = [leaf.unsqueeze(0) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+        known = (group.positions for group in self._groups if group.spec == spec)
         positions = [
-            index
-            for index, leaf in enumerate(leaves)
-            if isinstance(leaf, Tensor) and leaf.dim() > 0 and len(leaf) == rows
+            index for index in next(known, range(len(leaves))) if _is_as_long_as(rows, leaves[index])
         ]
         group = self._group_of(leaves, spec, positions, rows)
         for position, column in zip(positions, group.columns, strict=True):
@@ -162,6 +166,10 @@ class RowTable:
         row = _dense(values)[0]
         table = self._store.allocate((capacity, row.numel()), values.dtype, self._device)
         return _Column(table, tuple(row.shape), tuple(row.stride()))
+
+
+def _is_as_long_as(rows: int, leaf: Any) -> bool:
+    return isinstance(leaf, Tensor) and leaf.dim() > 0 and len(leaf) == rows
 
 
 def _dense(values: Tensor) -> Tensor:

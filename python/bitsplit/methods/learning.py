@@ -21,12 +21,23 @@ from bitsplit.ops.threads import one_thread
 from bitsplit.quantizers import ActivationQuantizer, WeightQuantizer, fitted_state, set_fitted_state
 from bitsplit.quantizers.powers import powers
 
-SMALLEST = 2.0**-27  # step
+SMALLEST, LARGEST = 2.0**-27, 2.0**126  # step
 EXPONENT_RATE = 1e-2  # of Adam on the exponents of steps that are powers of two,
 SETTLED = 0.5  # which stay when this share of the iterations is over
 SLOWER = 4
 
 AnyMethod = TypeVar("AnyMethod", bound=Method)
+
+
+class Diverged(ArithmeticError):
+    """A loss or a scale is not a number any more, or a scale not above zero."""
+
+
+def sound(scale: Tensor) -> Tensor:
+    """A learned scale that can be stored; ``Diverged`` for another."""
+    if not bool((torch.isfinite(scale) & (scale > 0)).all()):
+        raise Diverged
+    return scale
 
 
 class Variables(Protocol):
@@ -42,7 +53,7 @@ class WeightVariables(Variables, Protocol):
     """What decides about weights."""
 
     def harden(self) -> None:
-        """Leave the result to the model."""
+        """Leave the result to the model; ``Diverged`` when it is none."""
 
     def undecided(self) -> float:
         """The share of weights that are far from every level."""
@@ -202,10 +213,11 @@ class LearnedSteps:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        for quantizer, scale in zip(self._quantizers, self.parameters, strict=True):
+        for quantizer in self._quantizers:
             del quantizer.forward
-            if kind is None:
-                quantizer.set(scale, quantizer.zero_point)
+        if kind is None:
+            for quantizer, scale in zip(self._quantizers, self.parameters, strict=True):
+                quantizer.set(sound(scale), quantizer.zero_point)
 
     def _quantized(self, number: int, x: Tensor) -> Tensor:
         quantizer = self._quantizers[number]
@@ -223,4 +235,4 @@ class LearnedSteps:
         for exponent, step in zip(self._exponents, self._powers, strict=True):
             step.copy_(powers(exponent.round()))
         for step in self.parameters:
-            step.clamp_(min=SMALLEST)
+            step.clamp_(SMALLEST, LARGEST)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from bitsplit.methods.learning import fitted, set_fitted, slower
+from bitsplit.methods.learning import Diverged, fitted, set_fitted, slower
 from bitsplit.methods.tasks import Outcome, Piece, Samples
 from bitsplit.ops.loss import reconstruction_loss
 from bitsplit.ops.precision import computing_in
@@ -20,10 +20,6 @@ COMPARED = 512  # rows, at most, on which what was learned is compared with the 
 AT_ONCE = 64
 COLLAPSE = 1.5  # so many times the error of the start is no result,
 NEGLIGIBLE = 1e-3  # unless it is hardly any error at all
-
-
-class Diverged(ArithmeticError):
-    """The loss is not a number any more."""
 
 
 def learned(method: Reconstruction, piece: Piece, samples: Samples) -> Outcome:

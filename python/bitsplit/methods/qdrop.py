@@ -27,7 +27,10 @@ MakeInputs = Callable[[Sample], tuple[tuple, dict[str, Any]]]
 
 @register
 class QDrop(Reconstruction):
-    """drop: the probability of an activation to stay float, and of an input to be the float network's."""
+    """drop: the probability of an activation to stay float, and of an input to be the float network's.
+
+    Quantizers that an earlier piece has act in full.  step_rate: not of steps that are powers of two.
+    """
 
     name = "qdrop"
     policy: ClassVar[str | None] = "qdrop"

@@ -18,7 +18,7 @@ import math
 from collections.abc import Sequence
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from bitsplit.methods.clock import Clock
@@ -43,14 +43,24 @@ class Rapq(QDrop):
     """exponent_iterations: of all iterations, those in which the exponents of weights are learned.
 
     exponent_rate: of Adam on p.  spread: the L_p error has p = 1 + spread * sigmoid((sum of the norm's
-    weights - 1) / channels); blocks without a norm at their end, and spread None, have p = 2.
-    Codes that an earlier method has chosen keep their exponents.
+    weights - 1) / channels); blocks without a norm, and spread None, have p = 2.
+    Codes that an earlier method has chosen keep their exponents.  step_rate changes nothing: steps are powers
+    of two.
     """
 
     name = "rapq"
     exponent_iterations: int = Field(500, ge=0)
     exponent_rate: float = Field(1e-3, gt=0)
     spread: float | None = Field(0.1, ge=0)
+
+    @model_validator(mode="after")
+    def _learns_rounding(self) -> Rapq:
+        if 0 < self.iterations <= self.exponent_iterations:
+            raise ValueError(
+                f"iterations must be more than exponent_iterations ({self.exponent_iterations}), or no "
+                f"rounding is learned, got {self.iterations}"
+            )
+        return self
 
     @property
     def makes_powers_of_two(self) -> bool:
@@ -73,7 +83,10 @@ class Rapq(QDrop):
 
 
 def norm_guided(module: nn.Module, spread: float) -> float:
-    """The p that the last norm of a module stands for; 2 without one."""
+    """The p that the norm registered last in a module stands for; 2 without one.
+
+    In blocks that register their shortcut's norm after the others (torchvision's), it is that one.
+    """
     norms = [norm for norm in module.modules() if isinstance(norm, FoldedNorm) and norm.weight is not None]
     if not norms:
         return 2.0

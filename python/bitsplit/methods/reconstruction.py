@@ -20,13 +20,14 @@ from bitsplit.methods.activations import MseActivations
 from bitsplit.methods.base import Method, WeightMethod
 from bitsplit.methods.clock import Clock
 from bitsplit.methods.learning import (
+    Diverged,
     LearnedBiases,
     Variables,
     WeightVariables,
     learning,
 )
 from bitsplit.methods.mse import Mse
-from bitsplit.methods.outcome import Diverged, learned
+from bitsplit.methods.outcome import learned
 from bitsplit.methods.recorded import Recorded
 from bitsplit.methods.soft_rounding import SoftRounding
 from bitsplit.methods.tasks import Granularity, LayerTask, Outcome, Piece, Sample, Samples
@@ -145,7 +146,8 @@ class Reconstruction(Method):
     ) -> None:
         """Draw rows, compare the piece's output with the target, step: in all iterations of the clock.
 
-        inputs: what the piece is called with.  ``Diverged`` when the loss is no number.
+        inputs: what the piece is called with.  ``Diverged`` when the loss is no number, ``RuntimeError`` when
+        no output has a gradient.
         """
         parameters = [parameter for some in variables for parameter in some.parameters]
         if not parameters or clock.iterations == 0:
@@ -153,33 +155,47 @@ class Reconstruction(Method):
         entering = self._entering(piece)
         generator = torch.Generator().manual_seed(seed_of(piece))
         draw = samples.draws(self.batch, clock.iterations, generator)
+        learns = False
 
         def iteration() -> Tensor:
+            nonlocal learns
             clock.begin()
             for parameter in parameters:
                 parameter.grad = None
             sample = draw()
-            with forward_in(self.precision, clock.device):
-                output = comparable(piece.run(*entering(*inputs(sample))), sample.target)
             factor = channels_over_elements(piece, sample.target) / samples.mean_weight
-            loss = reconstruction_loss(output, sample.target, sample.weight, p, factor)
-            if output.requires_grad:
-                torch.autograd.backward(output, loss.grad)
+            loss, has_gradient = self._descend(piece, sample, entering(*inputs(sample)), p, factor)
+            learns |= has_gradient
             for some in variables:
                 some.step()
             clock.advance()
-            return loss.loss
+            return loss
 
         with learning(piece.module, parameters, self.precision, clock.device), self._explaining(piece):
             self._iterate(piece, Recorded(piece.name, iteration, draw.card), clock)
+        if not learns:
+            raise RuntimeError("its output must depend on its weights, got one without gradient (no_grad?)")
+
+    def _descend(
+        self, piece: Piece, sample: Sample, arguments: tuple[tuple, dict[str, Any]], p: float, factor: float
+    ) -> tuple[Tensor, bool]:
+        """Leave the loss's gradients in the parameters; the loss, and whether it has gradients."""
+        args, kwargs = arguments
+        with forward_in(self.precision, piece.device):
+            output = comparable(piece.run(args, kwargs), sample.target)
+        loss = reconstruction_loss(output, sample.target, sample.weight, p, factor)
+        if output.requires_grad:
+            torch.autograd.backward(output, loss.grad)
+        return loss.loss, output.requires_grad
 
     @contextmanager
     def _explaining(self, piece: Piece) -> Iterator[None]:
         """Tells what helps where the piece's own code takes no half precision."""
         try:
             yield
-        except RuntimeError as error:
-            if chosen_precision(self.precision, piece.device) == "bf16" and "type" in str(error):
+        except (RuntimeError, TypeError) as error:
+            of_dtype = any(word in str(error).lower() for word in ("type", "bfloat16"))
+            if of_dtype and chosen_precision(self.precision, piece.device) == "bf16":
                 raise RuntimeError(f"{error} (it is learned in bfloat16; try precision='fp32')") from error
             raise
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from bitsplit.methods.clock import Clock
-from bitsplit.methods.learning import LearnedScales, gradient_of
+from bitsplit.methods.learning import LearnedScales, gradient_of, sound
 from bitsplit.methods.tasks import LayerTask
 from bitsplit.ops.rounding import inverse_soft_bit, rounding_step, soft_bit
 from bitsplit.quantizers import set_weight
@@ -118,4 +118,4 @@ class _LayerRounding:
     def harden(self) -> None:
         level = self._base + (soft_bit(self.v) >= 0.5)
         quantizer = self.quantizer
-        set_weight(self._module, level + self._zero, self.scale, quantizer.zero_point)
+        set_weight(self._module, level + self._zero, sound(self.scale), quantizer.zero_point)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from bitsplit.methods.learning import gradient_of
+from bitsplit.methods.learning import gradient_of, sound
 from bitsplit.methods.tasks import LayerTask
 from bitsplit.quantizers import set_weight
 
@@ -41,4 +41,4 @@ class RoundedWeight:
 
     def harden(self, scale: Tensor) -> None:
         """Give the layer the levels written last."""
-        set_weight(self._module, self._level + self._zero, scale, self.quantizer.zero_point)
+        set_weight(self._module, self._level + self._zero, sound(scale), self.quantizer.zero_point)

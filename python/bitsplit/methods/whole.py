@@ -8,6 +8,7 @@ outputs.  No labels are needed.
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -22,6 +23,7 @@ from bitsplit.device import device_of
 from bitsplit.methods.base import Method
 from bitsplit.methods.clock import Clock
 from bitsplit.methods.learning import (
+    Diverged,
     LearnedBiases,
     LearnedScales,
     LearnedSteps,
@@ -31,6 +33,7 @@ from bitsplit.methods.learning import (
     learning,
     set_fitted,
     slower,
+    sound,
 )
 from bitsplit.methods.registry import register
 from bitsplit.methods.soft_rounding import SoftRounding
@@ -47,7 +50,7 @@ LEAN = 0.99  # of a rounding variable towards the code that was chosen before
 class Global(Method):
     """Adam on the logarithms of weight scales, on biases and on the steps of inputs, all of them together.
 
-    epochs: passes over the calibration batches, in a random order each.
+    epochs: passes over the calibration batches, in their order.
     scale_rate, bias_rate, step_rate: learning rates, which fall to 0 along half a cosine.
     rate: of the rounding variables of all weights; 0 leaves the integers alone.
     regularizer: what pushes these to a decision.
@@ -72,8 +75,11 @@ class Global(Method):
         start, before = fitted(tasks), self._distance(run)
         attempts = {"tried again at lower rates": self, "kept what it started from": slower(self)}
         for consequence, method in attempts.items():
-            method._tune(run, tasks)
-            after = self._distance(run)
+            try:
+                method._tune(run, tasks)
+                after = self._distance(run)
+            except Diverged:
+                after = math.inf
             if after <= before:
                 return
             set_fitted(tasks, start)
@@ -101,9 +107,15 @@ class Global(Method):
                 if iteration % run.batch_count == 0:
                     batches = run.batches()
                 clock.begin()
-                loss = self._loss(run, next(batches), outputs, self.precision)
+                distance, errors = self._losses(run, next(batches), outputs, self.precision)
+                if iteration == 0 and not distance.requires_grad:
+                    warnings.warn(
+                        "global: the network's output has no gradient, only its units' outputs are learned",
+                        stacklevel=2,
+                    )
+                loss = distance + errors
                 run.show(loss.detach())
-                if not torch.isfinite(loss):
+                if not (loss.requires_grad and torch.isfinite(loss)):
                     return
                 loss.backward()
                 for some in variables:
@@ -113,25 +125,30 @@ class Global(Method):
     def _distance(self, run: Run) -> float:
         """The loss of the network as it is, mean over the batches."""
         with computing_in("fp32", device_of(run.student)), _Outputs(run) as outputs:
-            return sum(float(self._loss(run, batch, outputs)) for batch in run.batches()) / run.batch_count
+            losses = [sum(self._losses(run, batch, outputs)) for batch in run.batches()]
+            return sum(map(float, losses)) / run.batch_count
 
-    def _loss(self, run: Run, batch: Any, outputs: _Outputs, precision: Precision = "fp32") -> Tensor:
+    def _losses(
+        self, run: Run, batch: Any, outputs: _Outputs, precision: Precision = "fp32"
+    ) -> tuple[Tensor, Tensor]:
+        """The divergence at the network's end, and the weighted errors of the units."""
         outputs.clear()
         with torch.no_grad():
             wanted = run.forward(run.teacher, batch)
         with forward_in(precision, device_of(run.student)):
             got = run.forward(run.student, batch)
-        distance = divergence(got, wanted)
-        if torch.is_grad_enabled() and not distance.requires_grad:
-            raise ValueError("the network's output does not depend on its weights in a smooth way")
-        return distance + self.units * outputs.error()
+        return divergence(got, wanted), self.units * outputs.error()
 
 
 def divergence(got: Any, wanted: Any) -> Tensor:
-    """Of class probabilities where the network gives class scores, else the relative error of its output."""
+    """Of class probabilities where the network gives class scores, else the relative error of its output.
+
+    0 for outputs that cannot be compared.
+    """
     if isinstance(got, Tensor) and got.dim() == 2 and got.shape[1] > 1:
         return class_divergence(got, wanted) / len(got)
-    pairs = zip(pytree.tree_leaves(got), pytree.tree_leaves(wanted), strict=True)
+    leaves, others = pytree.tree_leaves(got), pytree.tree_leaves(wanted)
+    pairs = zip(leaves, others, strict=True) if len(leaves) == len(others) else ()
     errors = [
         relative(a, b)
         for a, b in pairs
@@ -194,6 +211,8 @@ class Scales:
 
     def harden(self) -> None:
         """The model has had the result since the last step."""
+        for layer in self._layers:
+            sound(layer.weight_quantizer.scale)
 
     def undecided(self) -> float:
         """None: integers stay as they are."""
