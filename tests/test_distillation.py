@@ -11,9 +11,9 @@ from residual_net import same
 from torch import Tensor, nn
 
 import bitsplit
+from bitsplit.calibration.norm_matching import distance
 from bitsplit.errors import DataError, ModelError
 from bitsplit.network.norms import has_statistics
-from bitsplit.norm_matching import distance
 
 SIZE = (3, 8, 8)
 FEW = bitsplit.Distilled(images=20, size=SIZE, iterations=30, batch=16)

@@ -17,12 +17,12 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from bitsplit.calibration.fingerprint import model_fingerprint, step_fingerprint
-from bitsplit.copying import copied, refuse_half
+from bitsplit.calibration.norm_matching import by, matched
 from bitsplit.device import device_of
 from bitsplit.document import Document
 from bitsplit.errors import DataError
+from bitsplit.network.copying import copied, refuse_half
 from bitsplit.network.running import Step, default_step, refuse_unseeable
-from bitsplit.norm_matching import by, matched
 
 USUAL_SIZE = (3, 224, 224)
 

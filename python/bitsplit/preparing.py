@@ -16,7 +16,6 @@ from torch import nn
 from bitsplit.calibration.checkpoint import Checkpoint
 from bitsplit.calibration.engine import Engine
 from bitsplit.calibration.fingerprint import run_fingerprint
-from bitsplit.copying import copied
 from bitsplit.data import Batches, as_batches
 from bitsplit.device import checked_device, device_of, free_memory, to_device
 from bitsplit.distillation import Distilled
@@ -24,6 +23,7 @@ from bitsplit.document import explain
 from bitsplit.errors import ModelError, RecipeError
 from bitsplit.methods.base import Method
 from bitsplit.network import Network, bake_effective_weights, fold_norms, observe, untie_layers
+from bitsplit.network.copying import copied
 from bitsplit.network.running import Step, default_step
 from bitsplit.ops.precision import computing_in
 from bitsplit.plan import Plan
