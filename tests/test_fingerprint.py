@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import UserDict
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,6 +22,11 @@ from bitsplit.errors import CheckpointError
 
 IMAGES = torch.arange(7 * 3 * 2 * 2, dtype=torch.float32).view(7, 3, 2, 2)
 LABELS = torch.arange(7)
+
+
+@dataclass
+class Settings:
+    gain: float
 
 
 class Shifted(nn.Module):
@@ -49,6 +55,17 @@ def test_a_model_is_told_from_others_by_values_attributes_and_classes() -> None:
 def with_forward(**methods: Callable[..., Tensor]) -> nn.Module:
     """``Shifted`` of a class of the same name with other methods."""
     return type("Shifted", (Shifted,), {"__qualname__": "Shifted", **methods})()
+
+
+def test_a_model_is_told_from_others_by_settings_in_a_mapping_or_an_object() -> None:
+    def model(settings: object) -> nn.Module:
+        found = Shifted()
+        found.settings = settings
+        return found
+
+    kinds = (lambda gain: {"gain": gain}, lambda gain: [{"gain": (gain, 1)}], Settings)
+    prints = [model_fingerprint(model(kind(gain))) for kind in kinds for gain in (1.0, 5.0)]
+    assert len(set(prints)) == len(prints)
 
 
 def test_a_model_is_told_from_others_by_the_code_of_its_forward() -> None:

@@ -23,7 +23,7 @@ from bitsplit.document import explain
 from bitsplit.errors import ModelError, RecipeError
 from bitsplit.methods.base import Method
 from bitsplit.network import Network, bake_effective_weights, fold_norms, observe, untie_layers
-from bitsplit.network.copying import copied
+from bitsplit.network.copying import copied, refuse_half
 from bitsplit.network.running import Step, default_step
 from bitsplit.ops.precision import computing_in
 from bitsplit.plan import Plan
@@ -105,9 +105,7 @@ def observed_copy(
     """The network of a folded copy of ``model``, and a second such copy that stays float."""
     if any(quantized_layers(model)):
         raise ModelError("this model is quantized already; pass the float model")
-    for name, parameter in model.named_parameters():
-        if parameter.dtype in (torch.float16, torch.bfloat16):
-            raise ModelError(f"{name} is {parameter.dtype}: second moments need more; pass model.float()")
+    refuse_half(model)
     student = copied(model).eval()
     if device is not None:
         student.to(device)

@@ -6,6 +6,7 @@ import functools
 import hashlib
 import inspect
 from collections.abc import Callable, Iterator
+from dataclasses import fields, is_dataclass
 from functools import partial
 from types import CodeType
 from typing import Any
@@ -43,7 +44,7 @@ def model_fingerprint(model: nn.Module) -> str:
     digest = hashlib.sha256()
     forward = functools.cache(_forward_fingerprint)
     for name, module in model.named_modules():
-        plain = {key: value for key, value in vars(module).items() if _is_plain(value) and key != "training"}
+        plain = {key: value for key, value in vars(module).items() if _is_setting(key, value)}
         digest.update(f"{name}:{type(module).__qualname__}:{forward(type(module))}:".encode())
         if "forward" in vars(module):  # this object's own
             digest.update(step_fingerprint(module.forward).encode())
@@ -108,7 +109,18 @@ def _code_parts(code: CodeType) -> tuple[Any, ...]:
     return code.co_code, code.co_names, [value for value in code.co_consts if _is_plain(value)]
 
 
+def _is_setting(key: str, value: Any) -> bool:
+    """Of a module; its own dictionaries (parameters, hooks) are none."""
+    if key == "training" or (key.startswith("_") and isinstance(value, dict)):
+        return False
+    return _is_plain(value)
+
+
 def _is_plain(value: Any) -> bool:
     if isinstance(value, (tuple, list)):
         return all(map(_is_plain, value))
+    if isinstance(value, dict):
+        return all(_is_plain(key) and _is_plain(content) for key, content in value.items())
+    if is_dataclass(value) and not isinstance(value, type):
+        return all(_is_plain(getattr(value, field.name)) for field in fields(value))
     return isinstance(value, (bool, int, float, complex, str, bytes, type(None), torch.dtype))
