@@ -27,8 +27,8 @@ def assert_same(model: nn.Module, images: Tensor, **options) -> bitsplit.Integer
     other = 2 * torch.randn(7, *images.shape[1:])
     with torch.no_grad():
         wanted = simulated(other)
-    assert network.beyond_float32 == ()
     assert torch.equal(network(other), wanted)
+    assert network.beyond_float32 == ()
     assert wanted.std() > 0
     return network
 
@@ -46,6 +46,7 @@ BETWEEN = {
     "relu in place": lambda x: F.relu(x, inplace=True),
     "relu6": F.relu6,
     "hardtanh": lambda x: F.hardtanh(x, -0.75, 1.25),
+    "hardtanh to no power": lambda x: F.hardtanh(x, -0.3, 0.3),
     "clamp": lambda x: x.clamp(min=-0.5),
     "nothing": lambda x: x,
     "max pool": lambda x: F.max_pool2d(torch.relu(x), 3, 2, 1),
@@ -100,6 +101,18 @@ def test_lines_and_rows_of_features():
     assert_same(nn.Sequential(nn.Linear(6, 9), nn.ReLU(), nn.Linear(9, 4)), torch.randn(32, 5, 6))
 
 
+@pytest.mark.parametrize("pool", [nn.MaxPool1d(3, 2, 1), nn.AvgPool1d(2), nn.AdaptiveAvgPool1d(4)])
+def test_pools_of_lines(pool):
+    model = nn.Sequential(nn.Conv1d(3, 6, 3, padding=1), nn.ReLU(), pool, nn.Conv1d(6, 4, 1))
+    assert_same(model, torch.randn(32, 3, 8))
+
+
+def test_a_size_that_the_caller_asks_for(images):
+    model = Net(lambda m, x: m.up(torch.relu(m.one(x)), output_size=[8, 7]),
+                one=layer(3, 8, stride=2), up=nn.ConvTranspose2d(8, 4, 3, stride=2, padding=1))  # fmt: skip
+    assert_same(model, images)
+
+
 @pytest.mark.parametrize(
     "options",
     [
@@ -142,6 +155,25 @@ def test_a_channel_that_is_all_bias(images):
     network = assert_same(model, images)
     assert float(network._model.one.bias[2]) == pytest.approx(3.0, rel=1e-6)
     assert (network._layers["one"]._bias.abs() <= 2**22).all()
+
+
+def test_sums_that_float32_might_round(images):
+    """Two branches whose sums have steps far apart; then a mean of many."""
+    model = Net(lambda m, x: (m.one(x) + m.two(x)).relu().mean((2, 3)), one=layer(3, 8), two=layer(3, 8))
+    with torch.no_grad():
+        model.two.weight *= 1e-3
+        model.two.bias *= 1e-3
+    network = bitsplit.IntegerNetwork(quantized(model, images, weights=8, activations=8))
+    assert network.beyond_float32 == ()
+    network(images)
+    assert network.beyond_float32 == ("add behind two", "mean behind two")
+
+
+def test_a_mean_of_means_is_not_promised(images):
+    model = pooled(lambda x: F.avg_pool2d(F.avg_pool2d(x, 3, 1, 1), 3, 1, 1))
+    network = bitsplit.IntegerNetwork(quantized(model, images))
+    network(images)
+    assert network.beyond_float32 == ("avg_pool2d behind one",)
 
 
 def test_the_output_is_integers(images):
@@ -188,10 +220,42 @@ class TestRefusals:
 
     def test_what_integers_cannot_do(self, images):
         self.refused(pooled(F.silu), images, "silu has no form in integers")
-        self.refused(pooled(lambda x: x + 0.3), images, "add: both sides")
+        self.refused(pooled(lambda x: x + 0.3), images, r"add: all parts must .* got 0\.3")
+        self.refused(pooled(lambda x: torch.sub(x, x, alpha=2)), images, "sub: alpha must be 1, got 2")
         zeros = torch.zeros(40, 4, 8, 8)
-        self.refused(pooled(lambda x: torch.cat([x[:, :4], zeros[: len(x)]], 1)), images, "cat: all parts")
+        self.refused(pooled(lambda x: torch.cat([x[:, :4], zeros[: len(x)]], 1)), images, "cat: .*a float")
+        self.refused(pooled(lambda x: x.clamp(zeros[:1, :1])), images, "clamp: both ends must be numbers")
         self.refused(pooled(lambda x: F.pad(x, (1, 1), value=1.0)), images, "only zeros")
+
+    def test_the_input_beside_a_layer(self, images):
+        model = Net(lambda m, x: m.two(m.one(x) + x), one=layer(3, 3), two=layer(3, 4))
+        self.refused(model, images, "one: add: .*got a float tensor")
+
+    @pytest.mark.parametrize("value", [float("nan"), float("inf")])
+    def test_inputs_that_are_no_numbers(self, images, value):
+        network = bitsplit.IntegerNetwork(quantized(pooled(torch.relu), images))
+        images[3, 0, 1, 2] = value
+        with pytest.raises(IntegerError, match="one.*finite numbers, got NaN or inf"):
+            network(images)
+        with pytest.raises(IntegerError, match=r"got an empty batch, \[0, 3, 8, 8\]"):
+            network(images[:0])
+
+    def test_a_size_that_cannot_be(self, images):
+        model = Net(lambda m, x: m.up(x, output_size=[m.size, 16]), up=nn.ConvTranspose2d(3, 4, 2, stride=2))
+        model.size = 17
+        simulated = quantized(model, images)
+        simulated.size = 20
+        with pytest.raises(IntegerError, match="up.*output size"):
+            bitsplit.IntegerNetwork(simulated)(images)
+
+    def test_what_was_changed_since(self, images):
+        simulated = quantized(pooled(torch.relu), images)
+        simulated.two.weight.data[0, 0, 0, 0] += 1e-3
+        with pytest.raises(IntegerError, match="two: its weight must be what its codes stand for"):
+            bitsplit.IntegerNetwork(simulated)
+        simulated.one.input_quantizer.scale.mul_(1.5)
+        with pytest.raises(IntegerError, match="one: its scales must be powers of two, got 0"):
+            bitsplit.IntegerNetwork(simulated)
 
     def test_changes_of_a_part(self, images):
         def change(x):
@@ -225,8 +289,14 @@ class TestRefusals:
     def test_values_beyond_int32(self):
         far = IntegerTensor(torch.tensor([2**30]).int(), torch.tensor([0]).int())
         fine = IntegerTensor(torch.tensor([1]).int(), torch.tensor([-5]).int())
-        with pytest.raises(IntegerError, match=r"leave int32"):
+        with pytest.raises(IntegerError, match="add: sums .* leave int32"):
             far + fine
+
+    def test_a_mean_that_would_wrap_in_int64(self):
+        values, exponents = [2**30] * 4 + [5], [32] * 4 + [0]
+        wide = IntegerTensor(torch.tensor([values]).int(), torch.tensor([exponents]).int())
+        with pytest.raises(IntegerError, match="mean: sums .* leave int32"):
+            wide.mean(1)
 
 
 def test_the_model_stays_as_it_is(images):

@@ -160,6 +160,21 @@ def test_biases_are_counted_in_what_sums_are(model, images, name):
         assert torch.equal(counted, counted.round())
 
 
+@pytest.mark.parametrize("dead", [4, 8])
+def test_a_channel_without_weights_keeps_its_bias(model, images, dead):
+    """Its scale could be any: the bias must not suffer from it."""
+    layer = model.first.two
+    biases = torch.tensor([0.1, 0.3, 0.5, 0.7])
+    with torch.no_grad():
+        layer.weight[:dead] = 0
+        layer.bias[:4] = biases
+    quantized = bitsplit.quantize(model, images, "mse", weights=4, activations=4, power_of_two=True)
+    found = quantized.first.two
+    unit = found.weight_quantizer.scale * found.input_quantizer.scale
+    assert unit[:dead].max() <= max(unit[dead:], default=2**-11)
+    assert ((found.bias[:4] - biases).abs() <= unit[:4] / 2).all()
+
+
 def test_the_plan_quantizes_the_input_too(model, images):
     free = bitsplit.plan(model, images, "mse", weights=4, activations=4)
     powers = bitsplit.plan(model, images, "mse", weights=4, activations=4, power_of_two=True)

@@ -1,8 +1,7 @@
 """What operations between layers do with integers; nothing here rounds.
 
 Moves take values and exponents alike.  Sums align exponents by shifting to the left, which is exact; what
-would leave int32 is an error.  A mean adds up and remembers by how much to divide: the next quantizer does,
-when it rounds.
+would leave int32 is an error.
 """
 
 from __future__ import annotations
@@ -17,6 +16,8 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from bitsplit.errors import IntegerError
+from bitsplit.integer.pools import adaptive_avg_pool, avg_pool, max_pool, mean
+from bitsplit.integer.sums import exact_below, fitting
 from bitsplit.integer.tensor import IntegerTensor, as_int32
 from bitsplit.quantizers.powers import powers
 
@@ -27,7 +28,6 @@ MOVES = (
     "squeeze", "t", "transpose", "unbind", "unsqueeze",
 )  # fmt: skip
 RESHAPES = ("_unsafe_view", "reshape", "view")
-MOST_NEGATIVE = -(2**31)
 
 
 def call(func: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
@@ -61,8 +61,7 @@ def _reshape(x: IntegerTensor, shape: Sequence[int]) -> IntegerTensor:
 
 
 def _cat(tensors: Sequence[IntegerTensor], dim: int = 0) -> IntegerTensor:
-    if not all(isinstance(tensor, IntegerTensor) for tensor in tensors):
-        raise IntegerError("cat: all parts must come from the network's input")
+    _require_integers("cat", *tensors)
     if len({tensor.divisor for tensor in tensors}) > 1:
         raise IntegerError("cat: means over different numbers of values have no common integers")
     values, exponents = (torch.cat([getattr(t, n) for t in tensors], dim) for n in ("values", "exponents"))
@@ -77,17 +76,29 @@ def _pad(x: IntegerTensor, pad: Sequence[int], value: float = 0) -> IntegerTenso
 
 
 def _add(x: Any, other: Any, alpha: float = 1, sign: int = 1) -> IntegerTensor:
-    if not isinstance(x, IntegerTensor) or not isinstance(other, IntegerTensor) or alpha != 1:
-        raise IntegerError("add: both sides must come from the network's input")
+    name = "add" if sign > 0 else "sub"
+    _require_integers(name, x, other)
+    if alpha != 1:
+        raise IntegerError(f"{name}: alpha must be 1, got {alpha}")
     if x.divisor != other.divisor:
-        raise IntegerError("add: means over different numbers of values have no common integers")
+        raise IntegerError(f"{name}: means over different numbers of values have no common integers")
     exponents = torch.minimum(x.exponents, other.exponents)
-    return IntegerTensor(as_int32(x.at(exponents) + sign * other.at(exponents)), exponents, x.divisor)
+    sums = x.at(exponents) + sign * other.at(exponents)
+    return IntegerTensor(fitting(name, sums, sums.double().abs(), exact_below(x)), exponents, x.divisor)
+
+
+def _require_integers(name: str, *parts: Any) -> None:
+    for part in parts:
+        if not isinstance(part, IntegerTensor):
+            got = "a float tensor (as the network's input is)" if isinstance(part, Tensor) else part
+            raise IntegerError(f"{name}: all parts must come out of quantized layers, got {got}")
 
 
 def _clamp(x: IntegerTensor, low: float | None = None, high: float | None = None) -> IntegerTensor:
-    """Between two numbers, for which the exponents become fine enough."""
-    ends = [None if end is None or math.isinf(end) else float(end) for end in (low, high)]
+    """Between two numbers, taken as float32, for which the exponents become fine enough."""
+    if any(isinstance(end, Tensor) and end.dim() for end in (low, high)):
+        raise IntegerError("clamp: both ends must be numbers, got a tensor")
+    ends = [None if end is None or math.isinf(end) else _in_float32(end) for end in (low, high)]
     finest = min([0, *(-_fraction_bits(end) for end in ends if end)])
     exponents = x.exponents.clamp(max=finest) if any(ends) else x.exponents
     values = x.at(exponents)
@@ -95,7 +106,11 @@ def _clamp(x: IntegerTensor, low: float | None = None, high: float | None = None
         if end is not None:
             steps = end * x.divisor * powers(-exponents, torch.float64)
             values = limit(values, steps.long())
-    return IntegerTensor(as_int32(values), exponents, x.divisor)
+    return IntegerTensor(as_int32("clamp", values), exponents, x.divisor)
+
+
+def _in_float32(number: float) -> float:
+    return torch.tensor(float(number), dtype=torch.float32).item()
 
 
 def _fraction_bits(number: float) -> int:
@@ -103,91 +118,11 @@ def _fraction_bits(number: float) -> int:
     return number.as_integer_ratio()[1].bit_length() - 1
 
 
-def _mean(
-    x: IntegerTensor, dim: Sequence[int] | None = None, keepdim: bool = False, **_: Any
-) -> IntegerTensor:
-    dims = [d % x.dim() for d in dim] if dim else list(range(x.dim()))
-    exponents = x.exponents.amin(dims, keepdim=True)
-    total = x.at(exponents).sum(dims, keepdim=keepdim)
-    count = math.prod(x.shape[d] for d in dims)
-    return _divided(total, exponents.reshape(total.shape), x.divisor, count)
-
-
-def _divided(total: Tensor, exponents: Tensor, divisor: int, count: int) -> IntegerTensor:
-    """The sums ``total`` over ``count``, of which all factors of two go to the exponents."""
-    twos = (count & -count).bit_length() - 1
-    return IntegerTensor(as_int32(total), exponents - twos, divisor * (count >> twos))
-
-
-def _windows(values: Tensor, kernel: Sequence[int], stride: Sequence[int]) -> Tensor:
-    """[..., rows, columns, window rows, window columns]."""
-    return values.unfold(-2, kernel[0], stride[0]).unfold(-2, kernel[1], stride[1])
-
-
-def _per_channel(x: IntegerTensor) -> Tensor:
-    """The smallest exponent of every channel of an image, [..., 1, 1]."""
-    return x.exponents.amin((-2, -1), keepdim=True)
-
-
-def _pair(numbers: Sequence[int] | int) -> tuple[int, int]:
-    numbers = [numbers] if isinstance(numbers, int) else list(numbers)
-    return (numbers[0], numbers[-1])
-
-
-def _avg_pool(
-    x: IntegerTensor,
-    kernel: Sequence[int],
-    stride: Sequence[int] = (),
-    padding: Sequence[int] = (0,),
-    ceil_mode: bool = False,
-    count_include_pad: bool = True,
-    divisor_override: int | None = None,
-) -> IntegerTensor:
-    kernel, padding = _pair(kernel), _pair(padding)
-    if ceil_mode or (any(padding) and not count_include_pad):
-        raise IntegerError("avg_pool2d: all windows must have the same number of values")
-    exponents = _per_channel(x)
-    values = F.pad(x.at(exponents), (padding[1], padding[1], padding[0], padding[0]))
-    total = _windows(values, kernel, _pair(stride) if stride else kernel).sum((-2, -1))
-    return _divided(total, exponents, x.divisor, divisor_override or math.prod(kernel))
-
-
-def _adaptive_avg_pool(x: IntegerTensor, size: Sequence[int]) -> IntegerTensor:
-    if any(n % m for n, m in zip(x.shape[-2:], size, strict=True)):
-        raise IntegerError(f"adaptive_avg_pool2d: {list(x.shape[-2:])} is not divisible by {list(size)}")
-    return _avg_pool(x, [n // m for n, m in zip(x.shape[-2:], size, strict=True)])
-
-
-def _max_pool(
-    x: IntegerTensor,
-    kernel: Sequence[int],
-    stride: Sequence[int] = (),
-    padding: Sequence[int] = (0,),
-    dilation: Sequence[int] = (1,),
-    ceil_mode: bool = False,
-) -> tuple[IntegerTensor, Tensor]:
-    kernel, padding = _pair(kernel), _pair(padding)
-    stride = _pair(stride) if stride else kernel
-    if _pair(dilation) != (1, 1):
-        raise IntegerError("max_pool2d: windows with gaps have no form in integers")
-    exponents = _per_channel(x)
-    ends: list[int] = []
-    for axis in (1, 0):
-        size = x.shape[axis - 2]
-        whole, over = divmod(size + 2 * padding[axis] - kernel[axis], stride[axis])
-        # one window more, unless it would begin behind the image
-        more = ceil_mode and over and (whole + 1) * stride[axis] < size + padding[axis]
-        ends += [padding[axis], padding[axis] + (stride[axis] - over if more else 0)]
-    values = F.pad(as_int32(x.at(exponents)), ends, value=MOST_NEGATIVE)
-    found = IntegerTensor(_windows(values, kernel, stride).amax((-2, -1)), exponents, x.divisor)
-    return found, torch.empty(0, dtype=torch.int64, device=x.device)
-
-
 _HANDLERS: dict[str, Handler] = {
     **dict.fromkeys(RESHAPES, _reshape),
-    "_adaptive_avg_pool2d": _adaptive_avg_pool,
+    "_adaptive_avg_pool2d": adaptive_avg_pool,
     "add": _add,
-    "avg_pool2d": _avg_pool,
+    "avg_pool2d": avg_pool,
     "cat": _cat,
     "clamp": _clamp,
     "clone": lambda x, **_: IntegerTensor(x.values, x.exponents, x.divisor),
@@ -195,8 +130,8 @@ _HANDLERS: dict[str, Handler] = {
     "clamp_min": lambda x, low: _clamp(x, low, None),
     "constant_pad_nd": _pad,
     "hardtanh": lambda x, low=-1.0, high=1.0: _clamp(x, low, high),
-    "max_pool2d_with_indices": _max_pool,
-    "mean": _mean,
+    "max_pool2d_with_indices": max_pool,
+    "mean": mean,
     "relu": lambda x: _clamp(x, 0.0),
     "sub": lambda x, other, alpha=1: _add(x, other, alpha, -1),
 }

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -11,10 +13,9 @@ from bitsplit.network.layers import Columns, kind_of
 from bitsplit.network.product import has_plain_forward
 from bitsplit.ops.integer import integer_conv, requantize
 from bitsplit.ops.quantize import quantize
-from bitsplit.quantizers import ActivationQuantizer
-from bitsplit.quantizers.powers import exponents, powers
+from bitsplit.quantizers import ActivationQuantizer, WeightQuantizer
+from bitsplit.quantizers.powers import are_powers_of_two, exponents, power_by_ratio, powers
 
-EXACT_IN_FLOAT32 = 2**24  # sums of integers below
 WIDEST_LEVEL = 2**15 - 1
 
 
@@ -44,6 +45,9 @@ class IntegerQuantizer:
         return torch.minimum(torch.maximum(levels, low), high)
 
     def _entering(self, x: Tensor) -> Tensor:
+        if x.numel() == 0 or not x.isfinite().all():
+            got = f"an empty batch, {list(x.shape)}" if x.numel() == 0 else "NaN or infinite values"
+            raise IntegerError(f"the network's input must be finite numbers, got {got}")
         quantizer = self._quantizer
         axis = quantizer.channel_axis % x.dim() if quantizer.is_per_channel else -1
         grid, zero = quantizer.grid, quantizer.zero_point
@@ -71,8 +75,7 @@ class IntegerLayer:
         if weight is None or inputs is None:
             what = "weights" if weight is None else "input"
             raise IntegerError(f"{name}: its {what} must be quantized")
-        if not (weight.grid.power_of_two and inputs.grid.power_of_two):
-            raise IntegerError(f"{name}: its scales must be powers of two; quantize with power_of_two=True")
+        self._check_current(weight, inputs)
         if self._kind.spatial == 3:
             raise IntegerError(f"{name}: {self._kind.name} has no form in integers")
         matrix = self._kind.matrix(layer, weight.levels.short())
@@ -83,6 +86,21 @@ class IntegerLayer:
         self.most = self._most(matrix, IntegerQuantizer(inputs).largest)
         if self.most > LARGEST:
             raise IntegerError(f"{name}: sums may reach {self.most}, beyond int32")
+
+    def _check_current(self, weight: WeightQuantizer, inputs: ActivationQuantizer) -> None:
+        """What runs are codes and exponents: the floats must still be what they stand for."""
+        for scale in (weight.scale, inputs.scale):
+            if not are_powers_of_two(scale):
+                got = scale[scale != power_by_ratio(scale)][0].item()
+                raise IntegerError(
+                    f"{self._name}: its scales must be powers of two, got {got:.6g}; "
+                    "quantize with power_of_two=True and leave them as they are"
+                )
+        if not torch.equal(self._layer.weight.float(), weight.dequantize().float()):
+            raise IntegerError(
+                f"{self._name}: its weight must be what its codes stand for, but was changed since it was "
+                "quantized"
+            )
 
     def _counted_bias(self, bias: Tensor | None) -> Tensor | None:
         """In units of the sums."""
@@ -102,14 +120,21 @@ class IntegerLayer:
         sums = (matrix.abs().long() * largest).sum(2).flatten()
         return int((sums + (0 if self._bias is None else self._bias.abs().long())).max())
 
-    def _read(self, levels: Tensor) -> Columns:
+    def _read(self, levels: Tensor, output_size: Sequence[int] | None) -> Columns:
         """The input as a convolution sees it; a layer's own forward is asked with floats, which are exact."""
-        if self._kind.spatial == 0 or has_plain_forward(self._layer):
-            return self._kind.columns(self._layer, levels.short())
-        return self._kind.columns(self._layer, levels.float())
+        kept = self._kind.spatial == 0 or has_plain_forward(self._layer)
+        y = None if output_size is None else self._shaped(levels, output_size)
+        return self._kind.columns(self._layer, levels.short() if kept else levels.float(), y)
 
-    def __call__(self, x: IntegerTensor) -> IntegerTensor:
-        read = self._read(x.values)
+    def _shaped(self, levels: Tensor, output_size: Sequence[int]) -> Tensor:
+        """Nothing, in the shape that a transposed convolution is asked for; torch refuses impossible ones."""
+        layer, spatial = self._layer, self._kind.spatial
+        geometry = (layer.stride, layer.padding, layer.kernel_size, spatial, layer.dilation)
+        layer._output_padding(levels, list(output_size), *geometry)
+        return levels.new_empty(*levels.shape[:-spatial], *output_size[-spatial:], device="meta")
+
+    def __call__(self, x: IntegerTensor, output_size: Sequence[int] | None = None) -> IntegerTensor:
+        read = self._read(x.values, output_size)
         weight = self._matrix.view(len(self._matrix), -1, *read.kernel)
         sums = integer_conv(
             read.x.short(), weight, self._bias, read.stride, read.padding, read.dilation, read.groups

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from bitsplit.errors import IntegerError, first_line
-from bitsplit.integer.layers import EXACT_IN_FLOAT32, IntegerLayer, IntegerQuantizer
-from bitsplit.integer.tensor import IntegerTensor
+from bitsplit.integer.layers import IntegerLayer, IntegerQuantizer
+from bitsplit.integer.sums import on_wide_sum
+from bitsplit.integer.tensor import EXACT_IN_FLOAT32, IntegerTensor
 from bitsplit.quantizers import quantized_layers
 
 
@@ -29,6 +30,7 @@ class IntegerNetwork:
     def __init__(self, model: nn.Module) -> None:
         self._model = copy.deepcopy(model).eval()
         self._at = ""
+        self._wide_sums: dict[str, None] = {}  # in the order met
         layers = dict(quantized_layers(model))
         if not layers:
             raise IntegerError("the model is not quantized")
@@ -41,19 +43,25 @@ class IntegerNetwork:
 
     @property
     def beyond_float32(self) -> tuple[str, ...]:
-        """Layers whose sums may leave the integers that float32 can tell apart.
+        """Where sums leave the integers that float32 can tell apart.
 
-        Without any the simulated network computes the same numbers, bit for bit.
+        Layers whose weights allow it, and sums of tensors and means that did it in what was run so far, as
+        ``"add behind layer"``.  Without any the simulated network computed the same numbers, bit for bit,
+        but for the last place of an output that is itself a mean over a number that is no power of two.
         """
-        return tuple(name for name, layer in self._layers.items() if layer.most >= EXACT_IN_FLOAT32)
+        layers = (name for name, layer in self._layers.items() if layer.most >= EXACT_IN_FLOAT32)
+        return (*layers, *self._wide_sums)
 
     @torch.no_grad()
     def integers(self, *args: Any, **kwargs: Any) -> Any:
         """The output for these inputs, an ``IntegerTensor`` in place of every tensor."""
+        told = on_wide_sum.set(lambda name: self._wide_sums.setdefault(f"{name} behind {self._at}"))
         try:
             return self._model(*args, **kwargs)
-        except (IntegerError, RuntimeError, TypeError) as error:
+        except Exception as error:  # the model's own code meets tensors that it was not written for
             raise IntegerError(f"{self._at or 'the model'}: {first_line(error)}") from error
+        finally:
+            on_wide_sum.reset(told)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """The same as numbers, float32."""

@@ -11,6 +11,7 @@ from bitsplit.errors import IntegerError
 from bitsplit.quantizers.powers import powers
 
 LARGEST = 2**31 - 1
+EXACT_IN_FLOAT32 = 2**24  # sums of integers below
 FARTHEST = 32  # a shift to the left by which every int32 but 0 leaves int32
 
 
@@ -57,17 +58,17 @@ class IntegerTensor(Tensor):
     def aligned(self) -> IntegerTensor:
         """The same numbers, all at the smallest of the exponents."""
         smallest = self.exponents.amin()
-        return IntegerTensor(as_int32(self.at(smallest)), smallest, self.divisor)
+        return IntegerTensor(as_int32("aligned", self.at(smallest)), smallest, self.divisor)
 
     def numbers(self) -> Tensor:
         """What it stands for, in float64: exact but for the divisor."""
         return self.values.double() * powers(self.exponents, torch.float64) / self.divisor
 
 
-def as_int32(values: Tensor) -> Tensor:
-    """``IntegerError`` where one does not fit."""
+def as_int32(name: str, values: Tensor) -> Tensor:
+    """``IntegerError`` of the operation ``name`` where one does not fit."""
     if values.numel():
         least, most = (int(end) for end in values.aminmax())
         if least < -LARGEST - 1 or most > LARGEST:
-            raise IntegerError(f"values from {least} to {most} leave int32")
+            raise IntegerError(f"{name}: values from {least} to {most} leave int32")
     return values.int()

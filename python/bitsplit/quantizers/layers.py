@@ -18,9 +18,10 @@ from bitsplit.errors import BitsplitError
 from bitsplit.network.layers import input_of, kind_of
 from bitsplit.quantizers.grid import Grid
 from bitsplit.quantizers.modules import ActivationQuantizer, WeightQuantizer
-from bitsplit.quantizers.powers import powers
+from bitsplit.quantizers.powers import power_below, powers
 
 MOST_STEPS = 2**22  # of a sum, that a bias may be: float32 still tells sums of that size apart
+DEAD_STEPS = 2**12  # that the largest bias is where all weights are zero: fine, yet means of it fit int32
 
 if TYPE_CHECKING:
     from bitsplit.plan import LayerPlan, Plan
@@ -179,12 +180,13 @@ def align_biases(model: nn.Module) -> None:
     """Round every bias to a multiple of its layer's input scale times weight scale, as its sums are.
 
     Where that would be more than ``MOST_STEPS``, because the weights of a channel are all but zero, their
-    scale grows until it is not.
+    scale grows until it is not.  Scales of channels without any weight but zero are chosen for the bias.
     """
     for _, layer in quantized_layers(model):
         weight, inputs = getattr(layer, "weight_quantizer", None), getattr(layer, "input_quantizer", None)
         if layer.bias is None or weight is None or inputs is None:
             continue
+        _rescale_dead_channels(layer)
         unit = weight.scale if inputs.is_per_channel else weight.scale * inputs.scale
         beyond = powers((layer.bias.abs() / unit / MOST_STEPS).clamp(min=1).log2().ceil())
         if (beyond > 1).any():
@@ -192,3 +194,20 @@ def align_biases(model: nn.Module) -> None:
             codes = levels + weight.per_channel(weight.zero_point)
             set_weight(layer, codes, weight.scale * beyond, weight.zero_point)
         layer.bias.copy_((layer.bias / (unit * beyond)).round() * (unit * beyond))
+
+
+def _rescale_dead_channels(layer: nn.Module) -> None:
+    """Any scale stands for weights of zero: give such channels the middle one of the others.
+
+    Where there are no others, the largest bias is some thousand steps.
+    """
+    weight, inputs = layer.weight_quantizer, layer.input_quantizer
+    alive = weight.sum_per_channel(weight.levels.abs()) > 0
+    if alive.any():
+        scale = weight.scale[alive].median()
+    elif layer.bias.any():
+        scale = power_below(layer.bias.abs().max()) / DEAD_STEPS
+        scale = scale if inputs.is_per_channel else scale / inputs.scale
+    else:
+        return
+    set_weight(layer, weight.codes, torch.where(alive, weight.scale, scale), weight.zero_point)
