@@ -12,7 +12,9 @@ from torch import nn
 
 import bitsplit
 from bitsplit.methods.clock import Clock
+from bitsplit.methods.learning import Diverged
 from bitsplit.methods.rapq import Exponents, norm_guided
+from bitsplit.methods.straight_through import RoundedWeight
 from bitsplit.network.folded import folded_class
 from bitsplit.network.layers import kind_of
 from bitsplit.ops.rounding import rounding_schedule
@@ -85,6 +87,14 @@ class TestExponents:
         module(x).square().sum().backward()
         one.take_gradients(torch.tensor(0.7), torch.tensor(20.0))
         torch.testing.assert_close(one.v.grad, wanted)
+
+
+@pytest.mark.parametrize("scale", [0.0, -1.0, float("inf"), float("nan")])
+def test_a_scale_that_is_none_is_no_result(scale):
+    rounded = RoundedWeight(task(layer(3, 5)))
+    rounded.write(torch.full((5,), 1 / 16))
+    with pytest.raises(Diverged):
+        rounded.harden(torch.tensor([1 / 16, 1 / 16, scale, 1 / 16, 1 / 16]))
 
 
 class TestNorm:

@@ -44,12 +44,10 @@ def test_a_kept_state_is_nobody_elses():
     assert torch.equal(state["bias"], expected)
 
 
-@pytest.mark.parametrize(
-    "rates", [{"scale_rate": 200.0}, {"bias_rate": 1e30}, {"iterations": 1, "scale_rate": 1e3}]
-)
+@pytest.mark.parametrize("rates", [{"scale_rate": 200.0}, {"bias_rate": 1e30}])
 @pytest.mark.parametrize("method", [bitsplit.Brecq, bitsplit.QDrop, bitsplit.FlexRound])
 def test_a_loss_that_is_no_number_ends_learning(model, images, method, rates):
-    chain = ["bitsplit", method(**{"iterations": 30, "rate": 0.01, **rates})]
+    chain = ["bitsplit", method(iterations=30, rate=0.01, **rates)]
     with pytest.warns(UserWarning, match="collapsed"):
         learned = bitsplit.quantize(model, images, chain, weights=3, activations=4)
     assert torch.isfinite(learned(images)).all()
