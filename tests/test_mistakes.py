@@ -54,6 +54,19 @@ def test_a_recipe_and_other_arguments_contradict(model: nn.Module, images: Tenso
         bitsplit.quantize(model, images, bitsplit.Recipe(), weights=2, policy="all")
 
 
+@pytest.mark.parametrize(
+    "said", [{"weights": 4}, {"activations": None}, {"policy": "paper"}, {"seed": 0}, {"effort": "fast"}]
+)
+def test_so_do_arguments_that_are_what_a_recipe_has_anyway(model, images, said: dict) -> None:
+    with pytest.raises(RecipeError, match=f"leave out {next(iter(said))} or the recipe"):
+        bitsplit.plan(model, images, bitsplit.Recipe(weights=2, activations=4), **said)
+
+
+def test_a_policy_that_is_said_counts_without_a_method_too(model: nn.Module, images: Tensor) -> None:
+    assert bitsplit.plan(model, images).rule == "qdrop"
+    assert bitsplit.plan(model, images, policy="paper").rule == "bitsplit"
+
+
 def test_a_model_that_cannot_be_copied(model: nn.Module, images: Tensor) -> None:
     model.lock = threading.Lock()
     with pytest.raises(ModelError, match="copied"):

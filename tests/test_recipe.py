@@ -186,6 +186,10 @@ class TestEffort:
         assert Recipe.from_yaml(best.to_yaml()) == best
         assert fast.policy == "qdrop"
 
+    def test_without_method_and_effort_it_is_fast(self) -> None:
+        assert Recipe() == Recipe(effort="fast") == Recipe.from_yaml("weights: 4")
+        assert "method" not in Recipe.json_schema().get("required", [])
+
     def test_bits_decide_too(self) -> None:
         assert Recipe(effort="fast", weights=8).method[0].levels == "symmetric"
         assert Recipe(effort="fast", weights=4).method[0].levels == "affine"

@@ -55,14 +55,7 @@ def quantize(
     memory: bytes of host memory for features, beyond that they go to disk; default a quarter of what is free.
     """
     recipe = recipe_of(
-        method,
-        weights,
-        activations,
-        power_of_two,
-        effort=effort,
-        policy=policy,
-        layers=layers or None,
-        seed=seed,
+        method, weights, activations, power_of_two, effort=effort, policy=policy, layers=layers, seed=seed
     )
     work = Prepared.of(model, data, recipe, step=step, device=device, batch_size=batch_size)
     attach_report(work.network.model, work.run(recipe.method, checkpoint, memory))
@@ -94,13 +87,6 @@ def plan(
     inplace, checkpoint and memory decide nothing here: they may stand among the arguments of both.
     """
     recipe = recipe_of(
-        method,
-        weights,
-        activations,
-        power_of_two,
-        effort=effort,
-        policy=policy,
-        layers=layers or None,
-        seed=seed,
+        method, weights, activations, power_of_two, effort=effort, policy=policy, layers=layers, seed=seed
     )
     return Prepared.of(model, data, recipe, step=step, device=device, batch_size=batch_size).plan

@@ -52,14 +52,7 @@ def sensitivities(
         raise RecipeError(f"the network must be asked about 1 image or more, got images={images}")
     smallest = UNSAID if isinstance(method, Recipe) else tried[0]  # for which effort chooses
     recipe = recipe_of(
-        method,
-        smallest,
-        activations,
-        power_of_two,
-        effort=effort,
-        policy=policy,
-        layers=layers or None,
-        seed=seed,
+        method, smallest, activations, power_of_two, effort=effort, policy=policy, layers=layers, seed=seed
     ).model_copy(update={"weights": WIDEST})
     work = Prepared.of(model, data, recipe, step=step, device=device, batch_size=batch_size)
     trial = Trial(
