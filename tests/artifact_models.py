@@ -104,5 +104,5 @@ def images_for(name: str) -> Tensor:
 
 def quantized(name: str, **fields: object) -> tuple[nn.Module, Tensor]:
     images = images_for(name)
-    recipe = Recipe(**{"weights": 3, "activations": 5, **fields})
+    recipe = Recipe(**{"method": "bitsplit", "weights": 3, "activations": 5, **fields})
     return quantize_by_rounding(train_norms(MODELS[name]()), images, recipe), images
