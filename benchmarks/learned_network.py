@@ -101,7 +101,7 @@ def measure(name: str, arguments: argparse.Namespace) -> None:
     learned = bitsplit.quantize(model, data, method, weights=arguments.bits)
     synchronize(device)
     ours = time.perf_counter() - started
-    pieces = learned._bitsplit.pieces
+    pieces = bitsplit.report_of(learned).pieces
     loops = sum(piece.seconds for piece in pieces)
     some = data[:ROWS].to(device)
     plain = sum(plain_seconds(learned, piece.name, some, arguments.bits, device) for piece in pieces)

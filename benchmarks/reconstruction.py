@@ -186,7 +186,7 @@ def ours(case: Case, device: str, activations: int | None, precision: str) -> fl
         learned = bitsplit.quantize(
             network, x, method, weights=3, activations=activations, policy="all", batch_size=ROWS
         )
-        return next(piece.seconds for piece in learned._bitsplit.pieces)
+        return next(piece.seconds for piece in bitsplit.report_of(learned).pieces)
 
     few, many = WARM_UP, WARM_UP + case.iterations
     return max(1e-9, (spent(many) - spent(few)) / case.iterations)
