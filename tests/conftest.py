@@ -2,7 +2,7 @@
 
 import os
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +12,7 @@ from PIL import Image
 from residual_net import Residual
 from torch import Tensor, nn
 
+from bitsplit.cli import main
 from bitsplit.models.cifar import CifarResNet
 from bitsplit.models.load import load_model
 
@@ -127,3 +128,33 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(generator.integers(0, 256, (40, 40, 3), dtype=np.uint8)).save(path)
     return tmp_path
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """Run the program, expect success, give what it prints."""
+
+    def run(*arguments: str) -> str:
+        with pytest.raises(SystemExit) as left:
+            main(arguments)
+        output = capsys.readouterr()
+        assert left.value.code == 0, output.err
+        return output.out
+
+    return run
+
+
+@pytest.fixture
+def fail(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """Run the program, expect a mistake of the user, give the line that tells it."""
+
+    def fail(*arguments: str) -> str:
+        with pytest.raises(SystemExit) as left:
+            main(arguments)
+        output = capsys.readouterr()
+        assert left.value.code == 2, output
+        (line,) = [line for line in output.err.splitlines() if line.startswith("error: ")]
+        assert "Traceback" not in output.err and output.err.strip().endswith(line)
+        return line
+
+    return fail

@@ -61,3 +61,12 @@ def same(left: nn.Module, right: nn.Module) -> bool:
 def error(quantized: nn.Module, model: nn.Module, images: Tensor) -> float:
     with torch.no_grad():
         return float((quantized(images) - model(images)).square().mean())
+
+
+# What learns at once, by granularity.
+PIECES = {
+    "layer": ["stem", "first.one", "first.two", "second.one", "second.two", "fc"],
+    "block": ["stem", "first", "second", "fc"],
+    "stage": ["stem", "first to second", "fc"],
+    "net": ["network"],
+}

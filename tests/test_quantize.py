@@ -3,56 +3,26 @@
 from __future__ import annotations
 
 import copy
-import signal
-from collections import OrderedDict
-from pathlib import Path
 
 import pytest
 import torch
-from programs import run_program
+from small_net import same_codes, small_net
 from torch import Tensor, nn
 
 import bitsplit
-from bitsplit.errors import BitsplitError, CalibrationError, CheckpointError
+from bitsplit.errors import BitsplitError, CalibrationError
 
 METHODS = ["minmax", "nearest", "mse", "bitsplit"]
 
 
-class Small(nn.Module):
-    """A residual block, a depthwise and a strided convolution, norms, a linear layer."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.stem = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU())
-        self.depthwise = nn.Conv2d(8, 8, 3, padding=1, groups=8)
-        self.down = nn.Conv2d(8, 12, 3, stride=2, padding=1)
-        self.fc = nn.Linear(12, 5)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.stem(x)
-        x = torch.relu(self.depthwise(x) + x)
-        return self.fc(torch.relu(self.down(x)).mean((2, 3)))
-
-
 @pytest.fixture
 def model() -> nn.Module:
-    small = Small()
-    norm = small.stem[1]
-    norm.running_mean.uniform_(-1, 1)
-    norm.running_var.uniform_(0.5, 2)
-    return small.eval()
+    return small_net()
 
 
 @pytest.fixture
 def images() -> Tensor:
     return torch.randn(24, 3, 8, 8)
-
-
-def same_codes(left: nn.Module, right: nn.Module) -> bool:
-    a, b = bitsplit.codes(left), bitsplit.codes(right)
-    return a.keys() == b.keys() and all(
-        torch.equal(a[name].codes, b[name].codes) and torch.equal(a[name].scale, b[name].scale) for name in a
-    )
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -238,71 +208,6 @@ def test_a_failed_run_in_place_leaves_the_model_as_it_was(model: nn.Module, imag
         bitsplit.quantize(model, images, weights=4, inplace=True)
     assert model.state_dict().keys() == before.keys()
     assert all(torch.equal(value, model.state_dict()[key]) for key, value in before.items())
-
-
-def test_a_checkpoint_of_another_run_is_refused_with_what_differs(
-    model: nn.Module, images: Tensor, tmp_path: Path
-) -> None:
-    bitsplit.quantize(model, images, weights=4, checkpoint=tmp_path)
-    with pytest.raises(CheckpointError, match="recipe"):
-        bitsplit.quantize(model, images, weights=3, checkpoint=tmp_path)
-    with pytest.raises(CheckpointError, match="data"):
-        bitsplit.quantize(model, images + 1, weights=4, checkpoint=tmp_path)
-    with torch.no_grad():
-        model.fc.weight.add_(1)
-    with pytest.raises(CheckpointError, match="model"):
-        bitsplit.quantize(model, images, weights=4, checkpoint=tmp_path)
-
-
-def test_a_damaged_checkpoint_file_is_named(model: nn.Module, images: Tensor, tmp_path: Path) -> None:
-    bitsplit.quantize(model, images, weights=4, checkpoint=tmp_path)
-    file = tmp_path / "down.layer.safetensors"
-    file.write_bytes(file.read_bytes()[:40])
-    with pytest.raises(CheckpointError, match="down"):
-        bitsplit.quantize(model, images, weights=4, checkpoint=tmp_path)
-
-
-def test_layer_names_may_be_longer_than_names_of_files(images: Tensor, tmp_path: Path) -> None:
-    path = [letter * 90 for letter in "abc"]
-    model = nn.Sequential(
-        OrderedDict({name: nn.Conv2d(3, 3, 1) for name in ("o" * 180 + "1", "o" * 180 + "2")})
-    )
-    for name in path:
-        model = nn.Sequential(OrderedDict({name: model}))
-    fitted = bitsplit.quantize(model, images, "mse", weights=4, checkpoint=tmp_path)
-    assert len(list(tmp_path.glob("*.safetensors"))) == 2
-    assert same_codes(bitsplit.quantize(model, images, "mse", weights=4, checkpoint=tmp_path), fitted)
-
-
-KILLED = """
-import os, signal, sys, torch
-sys.path.insert(0, {tests!r})
-import bitsplit
-from bitsplit.calibration.checkpoint import Checkpoint
-from test_quantize import Small
-save = Checkpoint.save
-def dying(self, key, *rest):
-    if key == "down":
-        os.kill(os.getpid(), signal.SIGKILL)
-    save(self, key, *rest)
-Checkpoint.save = dying
-model, images = torch.load({inputs!r}, weights_only=False)
-bitsplit.quantize(model, images, weights=3, activations=4, checkpoint={folder!r})
-"""
-
-
-def test_a_killed_run_goes_on_to_the_same_bits(model: nn.Module, images: Tensor, tmp_path: Path) -> None:
-    whole = bitsplit.quantize(model, images, weights=3, activations=4)
-    inputs, folder, tests = tmp_path / "inputs.pt", tmp_path / "run", Path(__file__).parent
-    torch.save((model, images), inputs)
-    code = KILLED.format(inputs=str(inputs), folder=str(folder), tests=str(tests))
-    killed = run_program(code)
-    assert killed.returncode == -signal.SIGKILL, killed.stderr
-    saved = {path.name for path in folder.glob("*.safetensors")}
-    assert saved == {"stem.0.layer.safetensors", "depthwise.layer.safetensors"}
-    resumed = bitsplit.quantize(model, images, weights=3, activations=4, checkpoint=folder)
-    assert same_codes(resumed, whole)
-    assert torch.equal(resumed(images), whole(images))
 
 
 def test_the_report_knows_every_layer(model: nn.Module, images: Tensor) -> None:

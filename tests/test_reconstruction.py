@@ -2,29 +2,14 @@
 
 from __future__ import annotations
 
-import signal
-from pathlib import Path
-
 import pytest
 import torch
 from function_net import Net, layer
-from programs import run_program
-from residual_net import METHODS, Block, Residual, error, same
+from residual_net import METHODS, PIECES, Block, error, same
 from torch import Tensor, nn
 
 import bitsplit
-from bitsplit.calibration.forecast import row_bytes
-from bitsplit.data import as_batches
 from bitsplit.errors import CalibrationError
-from bitsplit.network import observe
-from bitsplit.report import summary
-
-PIECES = {
-    "layer": ["stem", "first.one", "first.two", "second.one", "second.two", "fc"],
-    "block": ["stem", "first", "second", "fc"],
-    "stage": ["stem", "first to second", "fc"],
-    "net": ["network"],
-}
 
 
 @pytest.mark.parametrize("activations", [None, 4])
@@ -78,45 +63,6 @@ def test_the_seed_decides(model, images):
         for seed in (0, 1)
     ]
     assert not same(*results)
-
-
-KILLED = """
-import os, signal, sys, torch
-sys.path.insert(0, {tests!r})
-import bitsplit
-from bitsplit.calibration.checkpoint import Checkpoint
-from residual_net import METHODS, Residual
-save = Checkpoint.save
-def dying(self, key, *rest):
-    if key == {at!r}:
-        os.kill(os.getpid(), signal.SIGKILL)
-    save(self, key, *rest)
-Checkpoint.save = dying
-model, images = torch.load({inputs!r}, weights_only=False)
-bitsplit.quantize(model, images, METHODS[{name!r}], weights=3, activations=4, checkpoint={folder!r})
-"""
-
-
-@pytest.mark.parametrize(
-    ("name", "at"),
-    [
-        ("qdrop", "second learned 0"),
-        ("qdrop", "second.two"),
-        ("brecq by stages", "first to second learned 0"),
-        ("brecq by stages", "fc"),
-        ("brecq at once", "network learned 0"),
-    ],
-)
-def test_a_killed_run_goes_on_to_the_same_bits(model, images, tmp_path, name, at):
-    whole = bitsplit.quantize(model, images, METHODS[name], weights=3, activations=4)
-    inputs, folder, tests = tmp_path / "inputs.pt", tmp_path / "run", Path(__file__).parent
-    torch.save((model, images), inputs)
-    code = KILLED.format(inputs=str(inputs), folder=str(folder), tests=str(tests), name=name, at=at)
-    killed = run_program(code)
-    assert killed.returncode == -signal.SIGKILL, killed.stderr
-    resumed = bitsplit.quantize(model, images, METHODS[name], weights=3, activations=4, checkpoint=folder)
-    assert same(resumed, whole)
-    assert [piece.name for piece in bitsplit.report_of(resumed).pieces] == PIECES[METHODS[name].granularity]
 
 
 class TestChains:
@@ -257,103 +203,3 @@ def test_a_collapse_is_learned_again_and_said(model, images):
         learned = bitsplit.quantize(model, images, chain, weights=4)
     assert all(piece.after <= piece.before for piece in bitsplit.report_of(learned).pieces)
     assert any("learned again" in piece.remark for piece in bitsplit.report_of(learned).pieces)
-
-
-class TestShortcuts:
-    def test_the_shortcut_carries_the_quantized_tensor(self, model, images):
-        quantized = bitsplit.quantize(model, images, "mse", weights=8, activations=2, policy="qdrop")
-        seen = []
-        quantized.first.one.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
-        x = torch.rand(2, 8, 4, 4)
-        output = quantized.first(x)
-        assert len(seen[0].unique()) <= 4
-        inner = quantized.first.two(torch.relu(quantized.first.one(seen[0])))
-        assert torch.equal(output, torch.relu(inner + seen[0]))
-
-    def test_the_plan_says_where(self, model, images):
-        plan = bitsplit.plan(model, images, "qdrop", weights=4, activations=4)
-        assert plan.layer("first.one").argument == 0
-        assert plan.layer("first.two").argument is None
-        assert "at the input of first" in str(plan)
-        plain = bitsplit.plan(model, images, "bitsplit", weights=4, activations=4)
-        assert plain.layer("first.one").argument is None
-
-    def test_saved_and_loaded(self, model, images, tmp_path):
-        quantized = bitsplit.quantize(model, images, METHODS["qdrop"], weights=4, activations=4)
-        bitsplit.save(quantized, tmp_path / "net.safetensors")
-        loaded = bitsplit.load(tmp_path / "net.safetensors", Residual().eval())
-        assert torch.equal(loaded(images), quantized(images))
-        assert bitsplit.report_of(loaded).pieces == bitsplit.report_of(quantized).pieces
-
-    def test_in_place(self, model, images):
-        expected = bitsplit.quantize(model, images, METHODS["qdrop"], weights=4, activations=4)
-        bitsplit.quantize(model, images, METHODS["qdrop"], weights=4, activations=4, inplace=True)
-        assert torch.equal(model(images), expected(images))
-
-    def test_scales_in_weights_stay_at_layers(self, model, images):
-        plan = bitsplit.plan(
-            model, images, bitsplit.BitSplit(ecaq=True), weights=4, activations=4, policy="qdrop"
-        )
-        assert plan.layer("first.one").argument is None
-
-
-@pytest.mark.parametrize("memory", [None, 0])
-def test_what_features_took_stands_beside_the_forecast(model, images, memory):
-    def features(method) -> dict[str, int]:
-        quantized = bitsplit.quantize(model, images, method, weights=3, activations=4, memory=memory)
-        found = bitsplit.report_of(quantized).features
-        assert f"features {found['used'] / 2**20:.1f} MiB" in str(summary(quantized))
-        return found
-
-    two_outputs_of_both_models = 2 * 2 * 40 * 8 * 8 * 8 * 4
-    assert features("minmax") == {"forecast": two_outputs_of_both_models, "used": two_outputs_of_both_models}
-    for name in ("brecq", "brecq by stages", "brecq at once", "qdrop", "brecq fisher"):
-        found = features(METHODS[name])
-        assert found["forecast"] / 2 < found["used"] <= found["forecast"]
-
-
-@pytest.mark.parametrize("name", ["brecq", "brecq fisher", "qdrop"])
-def test_the_forecast_knows_the_rows(model, images, name):
-    """What is kept of the largest unit: 8 channels of 8x8 in (for qdrop twice) and out (for fisher twice)."""
-    network = observe(model, images)
-    expected = {"brecq": 2, "brecq fisher": 3, "qdrop": 3}[name]
-    batches = as_batches(images, 8, inputs_only=True, device=torch.device("cpu"))
-    assert row_bytes(network, [METHODS[name]], batches) == expected * 40 * 8 * 8 * 8 * 4
-
-
-class Wide(nn.Module):
-    """A block whose layers hold more than it gets and gives."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.expand, self.reduce = layer(8, 96), layer(96, 8)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x + self.reduce(torch.relu(self.expand(x)))
-
-
-def test_the_forecast_knows_the_rows_of_layers_inside_of_units(images):
-    model = nn.Sequential(layer(3, 8), nn.ReLU(), Wide(), Wide()).eval()
-    quantized = bitsplit.quantize(model, images, bitsplit.AdaRound(iterations=2), weights=3)
-    found = bitsplit.report_of(quantized).features
-    rows = (96 + 8) * 8 * 8 * 4 * len(images)
-    assert rows < found["used"] <= found["forecast"] < 2 * rows
-
-
-def test_the_error_of_a_layer_covers_all_of_its_calls(images):
-    def forward(m: nn.Module, x: Tensor) -> Tensor:
-        x = torch.relu(m.stem(x))
-        for _ in range(3):
-            x = m.block(x)
-        return m.fc(x.mean((2, 3)))
-
-    model = Net(forward, stem=layer(3, 8), block=Block(), fc=nn.Linear(8, 3)).eval()
-    quantized = bitsplit.quantize(model, images, "mse", weights=3, activations=4)
-    seen: dict[nn.Module, list[Tensor]] = {model: [], quantized: []}
-    for network, outputs in seen.items():
-        network.block.two.register_forward_hook(lambda *call, kept=outputs: kept.append(call[-1].detach()))
-        network(images)
-    wanted, got = (torch.stack(outputs) for outputs in seen.values())
-    expected = ((got - wanted).square().sum() / wanted.square().sum()).item()
-    assert len(wanted) == 3
-    assert bitsplit.report_of(quantized).layer("block.two").error == pytest.approx(expected, rel=1e-3)
