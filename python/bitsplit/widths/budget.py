@@ -63,13 +63,17 @@ class Budget(Document):
         return self
 
     @property
+    def _kind(self) -> str:
+        return next(name for name in UNITS if getattr(self, name) is not None)
+
+    @property
     def unit(self) -> str:
         """In what the limit is counted."""
-        return next(unit for name, unit in UNITS.items() if getattr(self, name) is not None)
+        return UNITS[self._kind]
 
     @property
     def limit(self) -> float:
-        return next(getattr(self, name) for name in UNITS if getattr(self, name) is not None)
+        return getattr(self, self._kind)
 
     def check(self, widths: Sequence[int]) -> None:
         """Before anything is measured at ``widths``: ``RecipeError`` when that cannot be met."""
