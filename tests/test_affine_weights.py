@@ -99,7 +99,7 @@ def test_the_fourth_level_helps(model: nn.Module, images: Tensor, method: type[W
 
 def test_columns_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (bitsplit_method, wide):
-        monkeypatch.setattr(module, "WIDEST", 50)
+        monkeypatch.setattr(module, "MOST_COLUMNS", 50)
     inputs = torch.relu(torch.randn(400, 12) @ torch.randn(12, 120) / 3 + 0.3 * torch.randn(400, 120))
     model = nn.Sequential(nn.Linear(120, 60)).eval()
     nn.init.normal_(model[0].weight)

@@ -27,7 +27,7 @@ def model() -> nn.Module:
 
 def parts_of(width: int, monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (method, wide):
-        monkeypatch.setattr(module, "WIDEST", width)
+        monkeypatch.setattr(module, "MOST_COLUMNS", width)
 
 
 def errors(model: nn.Module) -> list[float]:

@@ -36,6 +36,20 @@ TEST(Shift, GoesAsFarAsOneLikes) {
   EXPECT_EQ(shifted(INT32_MIN, 32), 0) << "a tie, to the even one";
 }
 
+TEST(Shift, FarToTheLeftAndDividedIsExactOrBeyondInt16) {
+  EXPECT_EQ(shifted_quotient(1, (1 << 20) - 1, -34), 16384);
+  EXPECT_EQ(shifted_quotient(-1, (1 << 20) - 1, -34), -16384);
+  EXPECT_EQ(shifted_quotient(2, 955'421, -33), 17981);
+  for (const int far : {31, 32, 33, 36, 37, 1000})
+    for (const int divisor : {1, (1 << 20) - 1}) {
+      EXPECT_GT(shifted_quotient(INT32_MAX, divisor, -far), INT16_MAX) << far << ' ' << divisor;
+      EXPECT_LT(shifted_quotient(INT32_MIN, divisor, -far), INT16_MIN) << far << ' ' << divisor;
+      if (far < 36) continue;
+      EXPECT_GT(shifted_quotient(1, divisor, -far), INT16_MAX) << far << ' ' << divisor;
+      EXPECT_LT(shifted_quotient(-1, divisor, -far), INT16_MIN) << far << ' ' << divisor;
+    }
+}
+
 TEST(Shift, AgreesWithFloatsWhereTheseAreExact) {
   for (int value = -300; value <= 300; ++value)
     for (int shift = -3; shift <= 10; ++shift)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from bitsplit.calibration.passes import seed_of
 from bitsplit.calibration.piece_calls import CallRecorder, PieceCall
 from bitsplit.calibration.replay import Replay
 from bitsplit.calibration.rows import RowTable
@@ -43,7 +44,7 @@ class EnginePiece:
         self._calls = calls
         self.name = parts[0] or "network" if len(parts) == 1 else f"{parts[0]} to {parts[-1]}"
         self.layers = tuple(layers)
-        self.seed = engine.seed
+        self.seed = seed_of(engine.seed, self.name)
         self.module = self._joined(engine.student)
         self.device = device_of(self.module)
         self._twin = self._joined(engine.teacher)

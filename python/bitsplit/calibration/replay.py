@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from bitsplit.calibration.buffers import KeptBuffers
 from bitsplit.calibration.features import FeatureStore
 from bitsplit.device import device_of, fresh
+from bitsplit.network.buffers import KeptBuffers
 
 UnitCall = tuple[str, int]  # a unit's module path and the number of its call within one forward
 

@@ -25,7 +25,7 @@ from bitsplit.methods.ridge import held, seen
 from bitsplit.methods.starts import start_scales
 from bitsplit.methods.statistics import Statistics, refitted_bias
 from bitsplit.methods.tasks import Inputs, LayerTask, Run
-from bitsplit.methods.wide import WIDEST, fit_in_parts, part_width
+from bitsplit.methods.wide import MOST_COLUMNS, fit_in_parts, part_width
 from bitsplit.network import LayerKind
 from bitsplit.ops.levels import level_choices
 from bitsplit.ops.split import Descent, fwa, ofwa, planes, polish, search
@@ -147,7 +147,7 @@ class BitSplit(WeightMethod):
 
     def _in_parts(self, kind: LayerKind, columns: int) -> bool:
         whole = self.starts == "planes" or not self.error_compensation or self.patches is not None
-        return kind.spatial == 0 and columns > WIDEST and not whole
+        return kind.spatial == 0 and columns > MOST_COLUMNS and not whole
 
     def fit_weights(self, task: LayerTask) -> None:
         if self._in_parts(task.kind, task.weight.shape[2]):

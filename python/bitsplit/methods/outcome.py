@@ -24,7 +24,7 @@ NEGLIGIBLE = 1e-3  # unless it is hardly any error at all
 
 def learned(method: Reconstruction, piece: Piece, samples: Samples) -> Outcome:
     """Learn; once again, more carefully, when that collapses; never end behind the start."""
-    before, start = relative_error(piece, samples), fitted(piece.layers)
+    before, start = piece_error(piece, samples), fitted(piece.layers)
     after, undecided = _attempt(method, piece, samples)
     remarks = []
     if not after <= max(COLLAPSE * before, NEGLIGIBLE):
@@ -35,7 +35,7 @@ def learned(method: Reconstruction, piece: Piece, samples: Samples) -> Outcome:
     if not after <= before:
         remarks.append("no gain, kept its start")
         set_fitted(piece.layers, start)
-        after, undecided = relative_error(piece, samples), 0.0
+        after, undecided = piece_error(piece, samples), 0.0
     return Outcome(before, after, undecided, "; ".join(remarks))
 
 
@@ -45,11 +45,11 @@ def _attempt(method: Reconstruction, piece: Piece, samples: Samples) -> tuple[fl
         undecided = method.reconstruct(piece, samples)
     except Diverged:
         return math.inf, 0.0
-    return relative_error(piece, samples), undecided
+    return piece_error(piece, samples), undecided
 
 
 @torch.no_grad()
-def relative_error(piece: Piece, samples: Samples) -> float:
+def piece_error(piece: Piece, samples: Samples) -> float:
     """Of the piece's output as it is, squared, over the energy of the target; up to ``COMPARED`` rows."""
     error = energy = torch.zeros((), dtype=torch.float64)
     rows = 0

@@ -17,7 +17,7 @@ from torch.utils import _pytree as pytree
 
 from bitsplit.methods.clock import Clock
 from bitsplit.methods.learning import LearnedSteps
-from bitsplit.methods.reconstruction import RANGES_TO_LEARN, AnyWeightMethod, Reconstruction, seed_of
+from bitsplit.methods.reconstruction import RANGES_TO_LEARN, AnyWeightMethod, Reconstruction
 from bitsplit.methods.registry import register
 from bitsplit.methods.tasks import Piece, Sample, Samples
 from bitsplit.ops.steps import mix
@@ -50,7 +50,7 @@ class QDrop(Reconstruction):
     @contextmanager
     def dropping(self, piece: Piece, clock: Clock) -> Iterator[tuple[LearnedSteps, MakeInputs]]:
         """Steps that are learned while elements are dropped, and what the piece is called with."""
-        drops = Drops(self.drop, seed_of(piece), clock)
+        drops = Drops(self.drop, piece.seed, clock)
         with LearnedSteps(piece.quantizers, self.step_rate, clock, self.drop, drops.key) as steps:
             yield steps, drops.inputs
 

@@ -6,7 +6,6 @@ The base of the methods that do so.  What is learned, and from which loss, is th
 from __future__ import annotations
 
 import math
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Annotated, Any, Literal
@@ -153,7 +152,7 @@ class Reconstruction(Method):
         if not parameters or clock.iterations == 0:
             return
         entering = self._entering(piece)
-        generator = torch.Generator().manual_seed(seed_of(piece))
+        generator = torch.Generator().manual_seed(piece.seed)
         draw = samples.draws(self.batch, clock.iterations, generator)
         learns = False
 
@@ -217,11 +216,6 @@ class Reconstruction(Method):
             piece.show(loss)
             if (on_cpu or number % LOOKED_AT == 0) and not math.isfinite(loss):  # a GPU is waited for
                 raise Diverged
-
-
-def seed_of(piece: Piece) -> int:
-    """A seed of its own for every piece."""
-    return zlib.crc32(repr((piece.seed, piece.name)).encode())
 
 
 def channels_over_elements(piece: Piece, target: Tensor) -> float:

@@ -121,7 +121,7 @@ class Piece(Protocol):
     quantizers: list[ActivationQuantizer]  # fitted ones, which no earlier piece has
     channel_axis: int  # of the output
     device: torch.device
-    seed: int
+    seed: int  # its own, that no other piece has
 
     def run(self, args: tuple, kwargs: dict[str, Any]) -> Tensor:
         """The output of the piece as it is."""

@@ -23,12 +23,12 @@ from bitsplit.methods.tasks import LayerTask
 from bitsplit.network import Columns
 from bitsplit.ops.starts import every_start
 
-WIDEST = 7_000  # inputs
+MOST_COLUMNS = 7_000  # inputs of a layer fitted in one piece
 
 
 def part_width(columns: int) -> int:
-    """Of equal parts, none wider than ``WIDEST``."""
-    parts = -(-columns // WIDEST)
+    """Of equal parts, none wider than ``MOST_COLUMNS``."""
+    parts = -(-columns // MOST_COLUMNS)
     return -(-columns // parts)
 
 

@@ -13,6 +13,7 @@ from torch.utils import _pytree as pytree
 
 from bitsplit.device import fresh
 from bitsplit.errors import ModelError, first_line
+from bitsplit.network.buffers import KeptBuffers
 
 Step = Callable[[nn.Module, Any], Any]
 
@@ -59,11 +60,7 @@ def outputs_of(model: nn.Module, batch: Any, step: Step) -> list[Tensor]:
 def unchanged(model: nn.Module) -> Iterator[None]:
     """Evaluation mode without attention's fused path; training flags, buffers and random state come back."""
     flags = [(module, module.training) for module in model.modules()]
-    buffers = [
-        (module, name, buffer, None if buffer is None else buffer.clone())
-        for module in model.modules()
-        for name, buffer in module._buffers.items()
-    ]
+    buffers = KeptBuffers(model)
     gpus = {parameter.device.index for parameter in model.parameters() if parameter.is_cuda}
     fast_path = torch.backends.mha.get_fastpath_enabled()
     try:
@@ -76,8 +73,4 @@ def unchanged(model: nn.Module) -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(fast_path)
         for module, training in flags:
             module.training = training
-        with torch.no_grad():
-            for module, name, buffer, content in buffers:
-                module._buffers[name] = buffer
-                if buffer is not None and not torch.equal(buffer, content):
-                    buffer.copy_(content)
+        buffers.restore(look=True)

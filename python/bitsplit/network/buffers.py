@@ -30,10 +30,16 @@ class KeptBuffers:
         ]
 
     @torch.no_grad()
-    def restore(self) -> None:
-        """Undo what has been done to them; costs nothing for those that nobody wrote to."""
+    def restore(self, look: bool = False) -> None:
+        """Undo what has been done to them; costs nothing for those that nobody wrote to.
+
+        Torch does not count what is written through ``.data``: ``look`` compares the contents too.
+        """
         for kept in self._kept:
             kept.module._buffers[kept.name] = kept.buffer
-            if kept.buffer is not None and kept.buffer._version != kept.writes:
+            if kept.buffer is None:
+                continue
+            written = kept.buffer._version != kept.writes
+            if written or (look and not torch.equal(kept.buffer, kept.content)):
                 kept.buffer.copy_(kept.content)
                 kept.writes = kept.buffer._version
