@@ -39,8 +39,17 @@ class TestShortcuts:
         bitsplit.quantize(model, images, METHODS["qdrop"], weights=4, activations=4, inplace=True)
         assert torch.equal(model(images), expected(images))
 
-    def test_scales_in_weights_stay_at_layers(self, model, images):
-        plan = bitsplit.plan(
-            model, images, bitsplit.BitSplit(ecaq=True), weights=4, activations=4, policy="qdrop"
-        )
-        assert plan.layer("first.one").argument is None
+    def test_scales_per_channel_are_carried_as_values_and_read_as_integers(self, model, images):
+        method = bitsplit.BitSplit(ecaq=True)
+        quantized = bitsplit.quantize(model, images, method, weights=4, activations=2, policy="qdrop")
+        assert bitsplit.report_of(quantized).plan.layer("first.one").argument == 0
+        scale = quantized.first.one.input_quantizer.scale
+        assert scale.numel() == 8
+        called, read = [], []
+        quantized.first.register_forward_pre_hook(lambda module, args: called.append(args[0]))
+        quantized.first.one.register_forward_pre_hook(lambda module, args: read.append(args[0]))
+        output = quantized.first(torch.rand(2, 8, 4, 4))
+        assert torch.equal(read[0], read[0].round()) and read[0].unique().tolist() == [0, 1, 2, 3]
+        torch.testing.assert_close(called[0], read[0] * scale.view(-1, 1, 1))
+        inner = quantized.first.two(torch.relu(quantized.first.one(called[0])))
+        assert torch.equal(output, torch.relu(inner + called[0]))

@@ -60,7 +60,7 @@ def make_plan(network: Network, recipe: Recipe) -> Plan:
         )
     if all(layer.weights is None and layer.activations is None for layer in layers):
         raise RecipeError(f"nothing would be quantized: {_why_nothing(network)}")
-    if policy.quantized_shortcuts and not in_weights:
+    if policy.quantized_shortcuts:
         layers = _at_arguments(network, layers)
     return Plan(
         recipe=recipe,

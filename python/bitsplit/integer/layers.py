@@ -20,7 +20,10 @@ WIDEST_LEVEL = 2**15 - 1
 
 
 class IntegerQuantizer:
-    """What an input quantizer does to integers: a rounding shift.  Floats are what enters the network."""
+    """What an input quantizer does to integers: a rounding shift.  Floats are what enters the network.
+
+    As of the quantizer itself, what a layer computes with is what it reads of the result.
+    """
 
     def __init__(self, quantizer: ActivationQuantizer) -> None:
         self._quantizer = quantizer
@@ -35,8 +38,11 @@ class IntegerQuantizer:
 
     def __call__(self, x: Tensor) -> IntegerTensor:
         levels = self._shifted(x) if isinstance(x, IntegerTensor) else self._entering(x)
-        own = self._exponents if self._quantizer.scale.numel() == 1 else torch.zeros_like(self._exponents[:1])
-        return IntegerTensor(levels.int(), own)
+        return IntegerTensor(levels.int(), self._along(x, self._exponents))
+
+    def read(self, x: IntegerTensor) -> IntegerTensor:
+        """Scales per channel lie in the weights."""
+        return IntegerTensor(x.values, torch.zeros_like(x.exponents)) if self._quantizer.is_per_channel else x
 
     def _shifted(self, x: IntegerTensor) -> Tensor:
         shift = self._along(x, self._exponents) - x.exponents

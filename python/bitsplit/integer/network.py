@@ -37,7 +37,8 @@ class IntegerNetwork:
         self._layers = {name: IntegerLayer(name, layer) for name, layer in layers.items()}
         for name, layer in quantized_layers(self._model):
             layer.forward = self._layers[name]
-            layer.input_quantizer.forward = IntegerQuantizer(layer.input_quantizer)
+            quantizer = IntegerQuantizer(layer.input_quantizer)
+            layer.input_quantizer.forward, layer.input_quantizer.read = quantizer, quantizer.read
         for name, module in self._model.named_modules():
             module.register_forward_pre_hook(lambda *_, name=name: setattr(self, "_at", name))
 

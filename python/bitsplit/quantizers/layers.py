@@ -28,9 +28,18 @@ if TYPE_CHECKING:
 
 
 def quantize_input(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
-    """The forward-pre hook of every layer with an input quantizer."""
-    quantized = module.input_quantizer(input_of(args, kwargs))
-    return (quantized, *args[1:]), {name: value for name, value in kwargs.items() if name != "input"}
+    """The forward-pre hook of every layer with an input quantizer that acts on it alone."""
+    quantizer = module.input_quantizer
+    return _with_input(args, kwargs, quantizer.read(quantizer(input_of(args, kwargs))))
+
+
+def read_input(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
+    """The forward-pre hook of every layer whose input its block has quantized."""
+    return _with_input(args, kwargs, module.input_quantizer.read(input_of(args, kwargs)))
+
+
+def _with_input(args: tuple, kwargs: dict[str, Any], x: Tensor) -> tuple[tuple, dict[str, Any]]:
+    return (x, *args[1:]), {name: value for name, value in kwargs.items() if name != "input"}
 
 
 def quantize_arguments(
@@ -71,6 +80,7 @@ def attach_input_quantizer(
         block.argument_quantizers = {}  # a plain dict: the quantizers are modules of their layers
         block.register_forward_pre_hook(quantize_arguments, with_kwargs=True)
     block.argument_quantizers[argument] = quantizer
+    layer.register_forward_pre_hook(read_input, with_kwargs=True)
 
 
 def set_weight(layer: nn.Module, codes: Tensor, scale: Tensor, zero_point: Tensor | None = None) -> None:

@@ -90,9 +90,8 @@ class WeightQuantizer(nn.Module):
 class ActivationQuantizer(nn.Module):
     """Quantizes a layer's input; passes it through until it has been fitted.
 
-    One scale for the whole tensor; or one per channel, then the output is the integer ``code - zero_point``
-    itself (as float), because per-channel scales live in the weights that read it (ECAQ): the
-    multiply-accumulate stays integer.  ``channel_axis`` names the channels.
+    One scale for the whole tensor; or one per channel, which then live in the weights that read it (ECAQ), so
+    that the multiply-accumulate stays integer.  ``channel_axis`` names the channels.
     """
 
     scale: Tensor | None
@@ -129,12 +128,18 @@ class ActivationQuantizer(nn.Module):
         if self.scale is None:
             return x
         axis = self.channel_axis % x.dim() if self.is_per_channel else -1
-        y = fake_quantize(x, self.scale, self.zero_point, axis, self.grid.low, self.grid.high)
-        if not self.is_per_channel:
-            return y
+        return fake_quantize(x, self.scale, self.zero_point, axis, self.grid.low, self.grid.high)
+
+    def read(self, x: Tensor) -> Tensor:
+        """What a layer computes with of a quantized ``x``.
+
+        Itself; with one scale per channel the integers ``code - zero_point``, as float.
+        """
+        if self.scale is None or not self.is_per_channel:
+            return x
         shape = [1] * x.dim()
-        shape[axis] = -1
-        return torch.round(y / self.scale.view(shape).to(y.dtype))
+        shape[self.channel_axis % x.dim()] = -1
+        return torch.round(x / self.scale.view(shape).to(x.dtype))
 
     def extra_repr(self) -> str:
         return f"bits={self.bits}, signed={self.grid.is_signed}, fitted={self.is_fitted}"
