@@ -3,6 +3,8 @@
     python benchmarks/cifar_reconstruction.py ../shared/data [--seeds 3] [--threads 1] [--bits W2A32 W4A4]
         [--only brecq qdrop] [--iterations 2000] [--policy brecq]
 
+*closed form* is what effort `fast` takes: affine levels, and a scale for every channel of quantized inputs.
+
 1,024 plain training images calibrate, all 10,000 test images test, norm statistics of the checkpoint, first
 and last layers by the papers' rules (their shortcuts are quantized); --policy sets one for all rows. Cells:
 top-1 / share of images with the class of the float network, seconds.
@@ -49,6 +51,9 @@ AFFINE = bitsplit.BitSplit(levels="affine")
 def methods(iterations: int) -> dict[str, tuple[Callable[[bool], list[Any]], str]]:
     """By name: the chain, given whether activations are quantized, and the policy."""
 
+    def closed(quantized_inputs: bool) -> Any:
+        return bitsplit.BitSplit(levels="affine", ecaq=quantized_inputs)
+
     def learned(quantized_inputs: bool) -> Any:
         if quantized_inputs:
             return bitsplit.QDrop(iterations=iterations, step_rate=4e-4, **FAST)
@@ -60,10 +65,11 @@ def methods(iterations: int) -> dict[str, tuple[Callable[[bool], list[Any]], str
         "qdrop": (lambda _: [bitsplit.QDrop(iterations=iterations)], "paper"),
         "flexround": (lambda _: [bitsplit.FlexRound(iterations=iterations)], "paper"),
         "bitsplit affine": (lambda _: [AFFINE], "qdrop"),
-        "bitsplit affine, global": (lambda _: [AFFINE, bitsplit.Global()], "qdrop"),
-        "bitsplit affine, learned": (lambda inputs: [AFFINE, learned(inputs)], "qdrop"),
-        "bitsplit affine, learned, global": (
-            lambda inputs: [AFFINE, learned(inputs), bitsplit.Global()],
+        "closed form": (lambda inputs: [closed(inputs)], "qdrop"),
+        "closed form, global": (lambda inputs: [closed(inputs), bitsplit.Global()], "qdrop"),
+        "closed form, learned": (lambda inputs: [closed(inputs), learned(inputs)], "qdrop"),
+        "closed form, learned, global": (
+            lambda inputs: [closed(inputs), learned(inputs), bitsplit.Global()],
             "qdrop",
         ),
     }
@@ -104,7 +110,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--iterations", type=int, default=2000)
     parser.add_argument("--bits", nargs="+", choices=WIDTHS, default=list(WIDTHS))
-    parser.add_argument("--policy", choices=("brecq", "qdrop"))
+    parser.add_argument("--policy", choices=("bitsplit", "brecq", "qdrop"))
     known = methods(1)
     parser.add_argument("--only", nargs="+", choices=known, default=list(known))
     arguments = parser.parse_args()

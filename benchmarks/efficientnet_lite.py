@@ -26,6 +26,7 @@ from bitsplit.evaluation import agreement, evaluate, predict
 # (x - 127) / 128 on pixels from 0 to 255; the photos are cut to 224 pixels already.
 PREPROCESSING = Preprocessing(resize=None, crop=None, mean=(127 / 255,) * 3, std=(128 / 255,) * 3)
 AFFINE = bitsplit.BitSplit(levels="affine")
+ECAQ = bitsplit.BitSplit(levels="affine", ecaq=True)
 FAST = {"scale_rate": 1e-3, "bias_rate": 1e-3}
 WIDTHS = {
     "W8A8": (8, 8),
@@ -45,8 +46,9 @@ def chains(iterations: int, batch: int, rate: float) -> dict[str, list[Any]]:
         "mse": ["mse"],
         "bitsplit": ["bitsplit"],
         "bitsplit affine": [AFFINE],
-        "bitsplit affine, global": [AFFINE, bitsplit.Global(epochs=3)],
-        "bitsplit affine, learned": [AFFINE, bitsplit.QDrop(**learned, step_rate=4e-4, **FAST)],
+        "bitsplit affine, ecaq": [ECAQ],
+        "bitsplit affine, ecaq, global": [ECAQ, bitsplit.Global(epochs=3)],
+        "bitsplit affine, ecaq, learned": [ECAQ, bitsplit.QDrop(**learned, step_rate=4e-4, **FAST)],
         "adaround": [bitsplit.AdaRound(**learned)],
         "brecq": [bitsplit.Brecq(**learned, step_iterations=iterations)],
         "qdrop": [bitsplit.QDrop(**learned)],

@@ -119,6 +119,7 @@ def test_a_size_that_the_caller_asks_for(images):
         {"method": "bitsplit"},
         {"method": bitsplit.BitSplit(levels="affine")},
         {"method": bitsplit.BitSplit(ecaq=True), "policy": "paper"},
+        {"method": bitsplit.BitSplit(ecaq=True), "policy": "qdrop"},
         {"method": [bitsplit.QDrop(iterations=30)], "weights": 2},
         {"weights": 8, "activations": 8},
         {"policy": "brecq"},

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from residual_net import METHODS, Residual
 
 import bitsplit
+
+ECAQ = bitsplit.BitSplit(ecaq=True)
 
 
 class TestShortcuts:
@@ -27,8 +30,11 @@ class TestShortcuts:
         plain = bitsplit.plan(model, images, "bitsplit", weights=4, activations=4)
         assert plain.layer("first.one").argument is None
 
-    def test_saved_and_loaded(self, model, images, tmp_path):
-        quantized = bitsplit.quantize(model, images, METHODS["qdrop"], weights=4, activations=4)
+    @pytest.mark.parametrize(
+        "method", [METHODS["qdrop"], bitsplit.BitSplit(ecaq=True)], ids=["qdrop", "ecaq"]
+    )
+    def test_saved_and_loaded(self, model, images, tmp_path, method):
+        quantized = bitsplit.quantize(model, images, method, weights=4, activations=4, policy="qdrop")
         bitsplit.save(quantized, tmp_path / "net.safetensors")
         loaded = bitsplit.load(tmp_path / "net.safetensors", Residual().eval())
         assert torch.equal(loaded(images), quantized(images))
@@ -40,8 +46,7 @@ class TestShortcuts:
         assert torch.equal(model(images), expected(images))
 
     def test_scales_per_channel_are_carried_as_values_and_read_as_integers(self, model, images):
-        method = bitsplit.BitSplit(ecaq=True)
-        quantized = bitsplit.quantize(model, images, method, weights=4, activations=2, policy="qdrop")
+        quantized = bitsplit.quantize(model, images, ECAQ, weights=4, activations=2, policy="qdrop")
         assert bitsplit.report_of(quantized).plan.layer("first.one").argument == 0
         scale = quantized.first.one.input_quantizer.scale
         assert scale.numel() == 8

@@ -67,7 +67,7 @@ class BitSplit(WeightMethod):
     moved into the weights before they are fitted, so that the accumulation stays integer.  paper: the
     released behaviour throughout.
 
-    Input scales are those of ``mse``, of the paper's own alternation where paper or ecaq ask for it.
+    Input scales are those of ``mse``, of the paper's own alternation where paper asks for it.
     """
 
     name = "bitsplit"
@@ -92,10 +92,9 @@ class BitSplit(WeightMethod):
     def _paper_settings(cls, options: Any) -> Any:
         if not isinstance(options, dict):
             return options
-        if options.get("paper") or options.get("ecaq"):
-            options = {"activations": "bitsplit", **options}
         if not options.get("paper"):
             return options
+        options = {"activations": "bitsplit", **options}
         contrary = [key for key, value in PAPER.items() if options.get(key, value) != value]
         if contrary:
             raise ValueError(f"paper=True fixes {', '.join(contrary)}; leave paper out to choose them")
