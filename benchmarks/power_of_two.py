@@ -25,6 +25,7 @@ import bitsplit
 
 WIDTHS = {"W8A8": (8, 8), "W4A4": (4, 4), "W3A4": (3, 4), "W2A4": (2, 4), "W2A2": (2, 2)}
 AT_ONCE = 250
+ECAQ = bitsplit.BitSplit(levels="affine", ecaq=True)
 
 
 def chains(iterations: int) -> dict[str, list[Any]]:
@@ -35,6 +36,7 @@ def chains(iterations: int) -> dict[str, list[Any]]:
         "rapq": [bitsplit.Rapq(iterations=iterations)],
         "bitsplit": ["bitsplit"],
         "bitsplit affine": [AFFINE],
+        "bitsplit affine, ecaq": [ECAQ],
         "bitsplit affine, global": [AFFINE, bitsplit.Global()],
         "bitsplit affine, learned": [
             AFFINE, bitsplit.QDrop(iterations=iterations, step_rate=4e-4, **FAST)
