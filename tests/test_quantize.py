@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 import bitsplit
 from bitsplit.errors import BitsplitError, CalibrationError
+from bitsplit.quantizers import ActivationQuantizer, Grid
 
 METHODS = ["minmax", "nearest", "mse", "bitsplit"]
 
@@ -99,6 +100,25 @@ def test_per_channel_activation_scales_leave_the_accumulation_integer(
     torch.testing.assert_close(response, expected.float(), rtol=1e-5, atol=1e-5)
     target = model(images)
     assert (quantized(images) - target).square().mean() < 0.1 * target.square().mean()
+
+
+def test_gradients_pass_through_per_channel_activation_scales() -> None:
+    quantizer = ActivationQuantizer(Grid.unsigned(2), channel_axis=-1)
+    quantizer.set(torch.tensor([0.5, 3.0]))
+    x = torch.tensor([[0.7, 4.0], [-0.5, 20.0], [1.4, 0.1]], requires_grad=True)
+    read = quantizer.read(quantizer(x))
+    assert read.tolist() == [[1, 1], [0, 3], [3, 0]]
+    read.sum().backward()
+    torch.testing.assert_close(x.grad, torch.tensor([[2.0, 1 / 3], [0, 0], [2.0, 1 / 3]]))
+
+
+def test_what_comes_before_per_channel_activation_scales_is_learned(model: nn.Module, images: Tensor) -> None:
+    method = bitsplit.BitSplit(ecaq=True)
+    start = bitsplit.quantize(model, images, method, weights=2, activations=2)
+    end_alone = bitsplit.Global(epochs=3, scale_rate=0, bias_rate=1e-2, units=0)
+    tuned = bitsplit.quantize(model, images, [method, end_alone], weights=2, activations=2)
+    for name in bitsplit.codes(start):
+        assert not torch.equal(tuned.get_submodule(name).bias, start.get_submodule(name).bias), name
 
 
 def test_per_channel_activation_scales_help_when_channels_differ(model: nn.Module, images: Tensor) -> None:

@@ -133,13 +133,17 @@ class ActivationQuantizer(nn.Module):
     def read(self, x: Tensor) -> Tensor:
         """What a layer computes with of a quantized ``x``.
 
-        Itself; with one scale per channel the integers ``code - zero_point``, as float.
+        Itself; with one scale per channel the integers ``code - zero_point``, as float.  Its gradient passes
+        as if nothing were rounded here: that is but the last place of a quotient.
         """
         if self.scale is None or not self.is_per_channel:
             return x
         shape = [1] * x.dim()
         shape[self.channel_axis % x.dim()] = -1
-        return torch.round(x / self.scale.view(shape).to(x.dtype))
+        ratio = x / self.scale.view(shape)
+        if ratio.requires_grad:
+            return (ratio + (ratio.round() - ratio).detach()).to(x.dtype)
+        return ratio.round().to(x.dtype)
 
     def extra_repr(self) -> str:
         return f"bits={self.bits}, signed={self.grid.is_signed}, fitted={self.is_fitted}"
