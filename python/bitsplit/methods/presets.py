@@ -1,8 +1,8 @@
 """Which chain to take when no method is named, by the time it may cost.
 
-Chosen by what `docs/benchmarks/` shows: affine levels, a scale for every input channel and error compensation
-in closed form give most of the accuracy within seconds; tuning the whole network gives most of the rest within
-minutes; learning block after block helps where activations have two or three bits.
+Chosen by what `docs/benchmarks/` shows: affine levels, a scale for every input channel and error
+compensation in closed form give most of the accuracy within seconds; tuning the whole network gives most of
+the rest within minutes; learning block after block helps where activations have two or three bits.
 """
 
 from __future__ import annotations
