@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 from PIL import Image
 from residual_net import Residual
 from torch import Tensor, nn
@@ -17,6 +18,10 @@ from bitsplit.models.cifar import CifarResNet
 from bitsplit.models.load import load_model
 
 MOST_THREADS = 2
+
+# how long an example takes says nothing about what is tested
+settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("untimed")
 
 MODEL = """
 import torch

@@ -68,7 +68,7 @@ def test_looking_at_a_data_set_for_its_batch_size_draws_nothing() -> None:
     assert torch.equal(torch.get_rng_state(), before)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(count=st.integers(1, 20), size=st.integers(1, 25))
 def test_a_tensor_is_cut_into_batches(count: int, size: int) -> None:
     images = torch.randn(count, 3, 2, 2)

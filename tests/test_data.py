@@ -40,7 +40,7 @@ def save(path: Path, width: int = 20, height: int = 10, seed: int = 0) -> None:
 # Preprocessing
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(width=st.integers(3, 300), height=st.integers(3, 300), weights=st.sampled_from(["resnet", "vit"]))
 def test_preprocessing_equals_torchvision(width: int, height: int, weights: str) -> None:
     entry = {"resnet": ResNet18_Weights.IMAGENET1K_V1, "vit": ViT_B_16_Weights.IMAGENET1K_SWAG_E2E_V1}[

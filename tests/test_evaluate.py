@@ -32,7 +32,7 @@ def slow_top(scores: Tensor, labels: Tensor, k: int) -> float:
     return 100 * sum(right) / len(right)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     images=st.integers(1, 30), classes=st.integers(1, 12), batch=st.integers(1, 31), seed=st.integers(0, 99)
 )

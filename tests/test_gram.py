@@ -143,7 +143,7 @@ def geometries(draw):
     return size, kernel, stride, padding, dilation
 
 
-@settings(max_examples=80, deadline=None, derandomize=True)
+@settings(max_examples=80, derandomize=True)
 @given(
     geometry=geometries(),
     images=st.integers(1, 4),

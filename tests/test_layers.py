@@ -127,7 +127,7 @@ def test_the_output_size_a_caller_asked_for_is_respected() -> None:
     assert columns.out_spatial == (10, 9)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     kernel=st.tuples(st.integers(1, 3), st.integers(1, 3)),
     stride=st.tuples(st.integers(1, 3), st.integers(1, 3)),

@@ -116,7 +116,7 @@ def test_memory_formats(device):
     p=st.floats(0.5, 4),
     scale=st.floats(2.0**-20, 10),  # below, doubling a result of subnormal size rounds
 )
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_properties(pairs, p, scale):
     output, target = torch.tensor(pairs).reshape(-1, 2).unbind(1)
     loss, grad = reconstruction_loss(output, target, None, p, scale)

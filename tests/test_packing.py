@@ -27,7 +27,7 @@ def test_packing_agrees_with_the_definition(bits: int, count: int, signed: bool)
     assert torch.equal(unpack(packed, bits, grid.low, (count,)), codes)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.integers(2, 8), st.lists(st.integers(0, 5), min_size=1, max_size=4), st.integers(0, 2**32 - 1))
 def test_packing_keeps_values_and_shape(bits: int, shape: list[int], seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)

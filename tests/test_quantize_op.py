@@ -120,7 +120,7 @@ def test_memory_formats(device, shape):
     levels=st.sampled_from(GRIDS),
     position=st.floats(0, 1),
 )
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_properties(x, scale, levels, position):
     qmin, qmax = levels
     zero_point = 0 if qmin == -qmax else round(qmin + position * (qmax - qmin))

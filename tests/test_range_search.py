@@ -39,7 +39,7 @@ class TestKlThreshold:
         st.lists(st.integers(0, 1000) | st.just(0), min_size=1, max_size=40).filter(any),
         st.integers(1, 40),
     )
-    @settings(max_examples=150, deadline=None)
+    @settings(max_examples=150)
     def test_equals_the_reference(self, counts, levels):
         counts, levels = torch.tensor(counts), min(levels, len(counts))
         ours, slow = ranges.kl_threshold(counts, levels), reference.kl_threshold(counts, levels)
@@ -196,7 +196,7 @@ class TestAlternateScale:
             )
 
     @given(st.lists(FLOATS, min_size=1, max_size=30), st.sampled_from(GRIDS))
-    @settings(max_examples=200, deadline=None)
+    @settings(max_examples=200)
     def test_result_is_a_fixed_point(self, values, levels):
         x = torch.tensor(values, dtype=torch.float32).double().clamp(min=-INF if levels[0] < 0 else 0)
         x = torch.where(x.abs() < 1e-30, 0, x)

@@ -91,7 +91,7 @@ class TestGridOfRange:
         assert reference.grid_of_range(low, high, *levels) == (found[0].item(), zero_point)
 
     @given(FLOATS, FLOATS, st.sampled_from(GRIDS))
-    @settings(max_examples=200, deadline=None)
+    @settings(max_examples=200)
     def test_one_candidate_of_lp_search_is_the_range(self, low, high, levels):
         bounds = torch.tensor([min(low, high)]), torch.tensor([max(low, high)])
         scale, zero_point = ranges.grid_of_range(*bounds, *levels)

@@ -185,7 +185,7 @@ def test_weight_space_and_feedback_refuse() -> None:
 # ---- Properties ------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=40, deadline=None, derandomize=True)
+@settings(max_examples=40, derandomize=True)
 @given(
     seed=st.integers(0, 2**31),
     bits=st.integers(2, 8),
@@ -216,7 +216,7 @@ def test_every_stage_is_on_the_grid_and_no_worse_than_the_one_before(
             error = after
 
 
-@settings(max_examples=20, deadline=None, derandomize=True)
+@settings(max_examples=20, derandomize=True)
 @given(seed=st.integers(0, 2**31), power=st.integers(-20, 20), bits=st.integers(2, 8))
 def test_scaling_a_layer_by_a_power_of_two_scales_the_result(seed, power, bits) -> None:
     torch.manual_seed(seed)

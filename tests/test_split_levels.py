@@ -141,7 +141,7 @@ def test_search_is_the_reference(choices: list[tuple[int, int]], fit_scale: bool
 # ---- Properties ------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=40, deadline=None, derandomize=True)
+@settings(max_examples=40, derandomize=True)
 @given(
     seed=st.integers(0, 2**31),
     rows=st.integers(1, 5),

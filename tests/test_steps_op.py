@@ -132,7 +132,7 @@ def test_the_key_is_not_looked_at_without_drop(device):
     drop=st.sampled_from([0.0, 0.1, 0.5, 1.0]),
     seed=st.integers(-(2**63), 2**63 - 1),
 )
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_properties(x, scale, levels, drop, seed):
     values, args = torch.tensor(x, dtype=torch.float32), (*step(scale, max(levels[0], 0)), *levels)
     dropped = dropped_of(values, drop, key(seed))

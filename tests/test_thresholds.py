@@ -20,7 +20,7 @@ class TestPercentile:
         assert thresholds.percentile(x, percent).item() == value
 
     @given(st.lists(st.floats(-1e6, 1e6, width=32), min_size=1, max_size=50), st.floats(0, 100))
-    @settings(max_examples=100, deadline=None)
+    @settings(max_examples=100)
     def test_definition(self, values, percent):
         x = torch.tensor(values, dtype=torch.float32)
         value = thresholds.percentile(x, percent)
