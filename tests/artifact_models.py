@@ -7,9 +7,10 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 from torchvision.models.resnet import BasicBlock, ResNet
 
+from bitsplit.calibration.attaching import attach_quantizers
 from bitsplit.network import bake_effective_weights, fold_norms, kind_of, observe
 from bitsplit.planning import make_plan
-from bitsplit.quantizers import prepare, quantized_layers, set_weight
+from bitsplit.quantizers import quantized_layers, set_weight
 from bitsplit.recipe import Recipe
 from bitsplit.report import LayerResult, QuantizationReport
 
@@ -19,7 +20,7 @@ def quantize_by_rounding(model: nn.Module, images: Tensor, recipe: Recipe) -> nn
     network = bake_effective_weights(observe(model.eval(), images))
     fold_norms(network)
     plan = make_plan(network, recipe)
-    prepare(model, plan)
+    attach_quantizers(model, plan)
     results = []
     for number, (name, layer) in enumerate(quantized_layers(model)):
         if hasattr(layer, "weight_quantizer"):

@@ -3,10 +3,11 @@
 import torch
 from torch import Tensor, nn
 
+from bitsplit.calibration.attaching import attach_quantizers
 from bitsplit.methods import BitSplit
 from bitsplit.network import observe
 from bitsplit.planning import make_plan
-from bitsplit.quantizers import prepare, set_weight
+from bitsplit.quantizers import set_weight
 from bitsplit.recipe import Recipe
 from bitsplit.report import LayerResult, QuantizationReport, summary
 
@@ -30,7 +31,7 @@ def quantized() -> nn.Module:
     method = BitSplit(activations="bitsplit")  # which has no zero point
     recipe = Recipe(method=method, weights=3, activations=4, policy="all")
     plan = make_plan(observe(model, torch.randn(2, 3, 8, 8)), recipe)
-    prepare(model, plan)
+    attach_quantizers(model, plan)
     for layer in (model.conv, model.fc):
         codes = torch.randint(-3, 4, layer.weight.shape)
         set_weight(layer, codes, torch.rand(layer.weight.shape[0]))
@@ -75,7 +76,7 @@ def test_a_quantized_part_of_a_float_model() -> None:
 def test_levels_with_a_zero_point() -> None:
     model = Net()
     recipe = Recipe(method="minmax", weights=3, activations=4, policy="all")
-    prepare(model, make_plan(observe(model, torch.randn(2, 3, 8, 8)), recipe))
+    attach_quantizers(model, make_plan(observe(model, torch.randn(2, 3, 8, 8)), recipe))
     assert summary(model).rows[1].input_levels == "unsigned"
     model.conv.input_quantizer.set(torch.tensor([0.1]), torch.tensor([5]))
     assert summary(model).rows[1].input_levels == "affine"

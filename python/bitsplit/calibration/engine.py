@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bitsplit.calibration.attaching import attach_quantizers
 from bitsplit.calibration.checkpoint import Checkpoint
 from bitsplit.calibration.features import FeatureStore
 from bitsplit.calibration.forecast import feature_bytes, forecast, row_bytes
@@ -30,7 +31,7 @@ from bitsplit.methods.statistics import InputSample
 from bitsplit.methods.tasks import Inputs
 from bitsplit.network import Network
 from bitsplit.plan import Plan
-from bitsplit.quantizers import align_biases, prepare
+from bitsplit.quantizers import align_biases
 from bitsplit.report.results import LayerResult, PieceResult, QuantizationReport
 
 
@@ -113,7 +114,7 @@ class Engine:
                 method.prepare(self)
             self.teacher_replay.keep_buffers()
             self.student_replay.keep_buffers()  # not those of quantizers, which it has none of yet
-            prepare(self.student, self.plan)
+            attach_quantizers(self.student, self.plan)
             with Progress(len(self.network.layers), self._forecast()) as self.progress:
                 self._walk()
                 for method in self.methods:

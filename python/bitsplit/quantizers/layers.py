@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,9 +22,6 @@ from bitsplit.quantizers.powers import power_below, powers
 
 MOST_STEPS = 2**22  # of a sum, that a bias may be: float32 still tells sums of that size apart
 DEAD_STEPS = 2**12  # that the largest bias is where all weights are zero: fine, yet means of it fit int32
-
-if TYPE_CHECKING:
-    from bitsplit.plan import LayerPlan, Plan
 
 
 def quantize_input(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
@@ -124,35 +121,6 @@ def set_fitted_state(layer: nn.Module, state: dict[str, Tensor]) -> None:
     quantizer = getattr(layer, "weight_quantizer", None)
     if quantizer is not None and quantizer.is_fitted:
         refresh_weight(layer)
-
-
-def prepare(model: nn.Module, plan: Plan) -> nn.Module:
-    """Attach the unfitted quantizers that ``plan`` asks for to ``model`` (folded already), in place."""
-    shared: dict[int, ActivationQuantizer] = {}
-    for layer_plan in plan.layers:
-        layer = model.get_submodule(layer_plan.name)
-        if layer_plan.weights is not None:
-            attach_weight_quantizer(layer, weight_grid(layer_plan, plan.recipe.power_of_two))
-        if layer_plan.activations is not None:
-            grid = activation_grid(layer_plan, plan.recipe.power_of_two)
-            quantizer = ActivationQuantizer(grid, channel_axis=-1 - kind_of(layer).spatial)
-            quantizer = shared.setdefault(layer_plan.input_key, quantizer)
-            attach_input_quantizer(
-                layer, quantizer, model.get_submodule(layer_plan.unit), layer_plan.argument
-            )
-    return model
-
-
-def weight_grid(layer_plan: LayerPlan, power_of_two: bool) -> Grid:
-    """All levels from zero where the plan says affine, else those around zero."""
-    make = Grid.unsigned if layer_plan.weight_levels == "affine" else Grid.symmetric
-    return make(layer_plan.weights, power_of_two)
-
-
-def activation_grid(layer_plan: LayerPlan, power_of_two: bool) -> Grid:
-    """Signed symmetric levels where the plan says so, else unsigned ones (perhaps with a zero point)."""
-    make = Grid.symmetric if layer_plan.signed else Grid.unsigned
-    return make(layer_plan.activations, power_of_two)
 
 
 def quantized_layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
