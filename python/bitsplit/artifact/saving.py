@@ -97,7 +97,8 @@ def _stored(grid: Grid) -> StoredGrid:
 def _require_current(name: str, layer: nn.Module) -> None:
     """What is stored are the codes: they must still be what the weight is."""
     quantizer = layer.weight_quantizer
-    if quantizer.scale.dtype != torch.float32 or not torch.equal(layer.weight, quantizer.dequantize()):
+    is_float32 = quantizer.scale.dtype == layer.weight.dtype == torch.float32
+    if not (is_float32 and quantizer.stands_for(layer.weight)):
         raise ArtifactError(
             f"{name}: its weight is no longer what its codes stand for; save the model before it is trained "
             "further or converted to another type"

@@ -102,7 +102,7 @@ class IntegerLayer:
                     f"{self._name}: its scales must be powers of two, got {got:.6g}; "
                     "quantize with power_of_two=True and leave them as they are"
                 )
-        if not torch.equal(self._layer.weight.float(), weight.dequantize().float()):
+        if not weight.stands_for(self._layer.weight):
             raise IntegerError(
                 f"{self._name}: its weight must be what its codes stand for, but was changed since it was "
                 "quantized"

@@ -68,6 +68,10 @@ class WeightQuantizer(nn.Module):
         """The float weight that the codes stand for."""
         return self.levels.to(torch.float32) * self.per_channel(self.scale)
 
+    def stands_for(self, weight: Tensor) -> bool:
+        """Whether ``weight`` is, in float32, still what the codes stand for."""
+        return torch.equal(weight.float(), self.dequantize().float())
+
     def per_channel(self, values: Tensor) -> Tensor:
         """``values`` Tensor[out] in a shape that broadcasts against the codes."""
         dims = self.codes.dim()
