@@ -110,7 +110,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--iterations", type=int, default=2000)
     parser.add_argument("--bits", nargs="+", choices=WIDTHS, default=list(WIDTHS))
-    parser.add_argument("--policy", choices=("bitsplit", "brecq", "qdrop"))
+    parser.add_argument("--policy", choices=("paper", "brecq", "qdrop"))
     known = methods(1)
     parser.add_argument("--only", nargs="+", choices=known, default=list(known))
     arguments = parser.parse_args()
