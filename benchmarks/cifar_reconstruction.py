@@ -46,13 +46,14 @@ RELEASED = {  # with 2,000 iterations a unit, one run each
 }
 FAST = {"rate": 1e-2, "scale_rate": 1e-3, "bias_rate": 1e-3}
 AFFINE = bitsplit.BitSplit(levels="affine")
+ECAQ = bitsplit.BitSplit(levels="affine", ecaq=True)
 
 
 def methods(iterations: int) -> dict[str, tuple[Callable[[bool], list[Any]], str]]:
     """By name: the chain, given whether activations are quantized, and the policy."""
 
     def closed(quantized_inputs: bool) -> Any:
-        return bitsplit.BitSplit(levels="affine", ecaq=quantized_inputs)
+        return ECAQ if quantized_inputs else AFFINE
 
     def learned(quantized_inputs: bool) -> Any:
         if quantized_inputs:

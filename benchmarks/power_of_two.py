@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from cifar_reconstruction import AFFINE, FAST, measure
+from cifar_reconstruction import AFFINE, ECAQ, FAST, measure
 from cifar_resnet20 import Work
 from torch import nn
 
@@ -25,7 +25,6 @@ import bitsplit
 
 WIDTHS = {"W8A8": (8, 8), "W4A4": (4, 4), "W3A4": (3, 4), "W2A4": (2, 4), "W2A2": (2, 2)}
 AT_ONCE = 250
-ECAQ = bitsplit.BitSplit(levels="affine", ecaq=True)
 
 
 def chains(iterations: int) -> dict[str, list[Any]]:
