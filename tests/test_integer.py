@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -305,6 +308,15 @@ def test_the_model_stays_as_it_is(images):
     before = simulated(images)
     bitsplit.IntegerNetwork(simulated)(images)
     assert torch.equal(simulated(images), before)
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda network: pickle.loads(pickle.dumps(network))])
+def test_copies_are_networks_of_their_own(images, copied):
+    network = bitsplit.IntegerNetwork(quantized(Residual(), images))
+    again = copied(network)
+    with pytest.raises(IntegerError, match="stem.input_quantizer: the network's input"):
+        again(images * float("nan"))
+    assert torch.equal(again(images), network(images))
 
 
 def test_a_real_network(trained_resnet20, shared_data):

@@ -14,7 +14,7 @@ from bitsplit.quantizers import (
 )
 
 
-def attach_quantizers(model: nn.Module, plan: Plan) -> nn.Module:
+def attach_quantizers(model: nn.Module, plan: Plan) -> None:
     """Attach the unfitted quantizers that ``plan`` asks for to ``model`` (folded already), in place."""
     shared: dict[int, ActivationQuantizer] = {}
     for layer_plan in plan.layers:
@@ -28,7 +28,6 @@ def attach_quantizers(model: nn.Module, plan: Plan) -> nn.Module:
             attach_input_quantizer(
                 layer, quantizer, model.get_submodule(layer_plan.unit), layer_plan.argument
             )
-    return model
 
 
 def _weight_grid(layer_plan: LayerPlan, power_of_two: bool) -> Grid:

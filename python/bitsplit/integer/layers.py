@@ -38,16 +38,17 @@ class IntegerQuantizer:
 
     def __call__(self, x: Tensor) -> IntegerTensor:
         levels = self._shifted(x) if isinstance(x, IntegerTensor) else self._entering(x)
-        return IntegerTensor(levels.int(), self._along(x, self._exponents))
+        return IntegerTensor(levels.int(), self._quantizer.per_channel(self._exponents, x))
 
     def read(self, x: IntegerTensor) -> IntegerTensor:
         """Scales per channel lie in the weights."""
         return IntegerTensor(x.values, torch.zeros_like(x.exponents)) if self._quantizer.is_per_channel else x
 
     def _shifted(self, x: IntegerTensor) -> Tensor:
-        shift = self._along(x, self._exponents) - x.exponents
+        along = self._quantizer.per_channel
+        shift = along(self._exponents, x) - x.exponents
         levels = requantize(x.values, shift, x.divisor, -WIDEST_LEVEL, WIDEST_LEVEL)
-        low, high = (self._along(x, end) for end in (self._low, self._high))
+        low, high = (along(end, x) for end in (self._low, self._high))
         return torch.minimum(torch.maximum(levels, low), high)
 
     def _entering(self, x: Tensor) -> Tensor:
@@ -58,15 +59,7 @@ class IntegerQuantizer:
         axis = quantizer.channel_axis % x.dim() if quantizer.is_per_channel else -1
         grid, zero = quantizer.grid, quantizer.zero_point
         codes = quantize(x, quantizer.scale, zero, axis, grid.low, grid.high)
-        return codes.int() - self._along(x, zero)
-
-    def _along(self, x: Tensor, values: Tensor) -> Tensor:
-        """One value, or one for every channel of x, in a shape that broadcasts against it."""
-        if values.numel() == 1:
-            return values
-        shape = [1] * x.dim()
-        shape[self._quantizer.channel_axis % x.dim()] = -1
-        return values.view(shape)
+        return codes.int() - quantizer.per_channel(zero, x)
 
 
 class IntegerLayer:

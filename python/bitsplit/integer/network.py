@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from functools import partial
 from typing import Any
 
 import torch
@@ -40,7 +41,10 @@ class IntegerNetwork:
             quantizer = IntegerQuantizer(layer.input_quantizer)
             layer.input_quantizer.forward, layer.input_quantizer.read = quantizer, quantizer.read
         for name, module in self._model.named_modules():
-            module.register_forward_pre_hook(lambda *_, name=name: setattr(self, "_at", name))
+            module.register_forward_pre_hook(partial(self._enter, name))
+
+    def _enter(self, name: str, *_: Any) -> None:
+        self._at = name
 
     @property
     def beyond_float32(self) -> tuple[str, ...]:

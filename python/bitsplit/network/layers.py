@@ -168,6 +168,14 @@ def _transposed_columns(module: nn.Module, x: Tensor, y: Tensor | None) -> Colum
 # Linear layers: 1x1 convolutions whose positions are all axes between the first and the last --------------
 
 
+def _linear_matrix(module: nn.Module, weight: Tensor) -> Tensor:
+    return weight.unsqueeze(0)
+
+
+def _linear_unmatrix(module: nn.Module, matrix: Tensor) -> Tensor:
+    return matrix.squeeze(0)
+
+
 def _linear_columns(module: nn.Module, x: Tensor, y: Tensor | None) -> Columns:
     ones = (1, 1)
     return Columns(_as_image(x), None if y is None else _as_image(y), ones, ones, (0, 0), ones, 1)
@@ -197,13 +205,5 @@ KINDS: tuple[LayerKind, ...] = (
     _transposed("ConvTranspose1d", nn.ConvTranspose1d, 1),
     _transposed("ConvTranspose2d", nn.ConvTranspose2d, 2),
     _transposed("ConvTranspose3d", nn.ConvTranspose3d, 3),
-    LayerKind(
-        "Linear",
-        (nn.Linear,),
-        0,
-        0,
-        lambda module, weight: weight.unsqueeze(0),
-        lambda module, matrix: matrix.squeeze(0),
-        _linear_columns,
-    ),
+    LayerKind("Linear", (nn.Linear,), 0, 0, _linear_matrix, _linear_unmatrix, _linear_columns),
 )

@@ -142,12 +142,18 @@ class ActivationQuantizer(nn.Module):
         """
         if self.scale is None or not self.is_per_channel:
             return x
-        shape = [1] * x.dim()
-        shape[self.channel_axis % x.dim()] = -1
-        ratio = x / self.scale.view(shape)
+        ratio = x / self.per_channel(self.scale, x)
         if ratio.requires_grad:
             return (ratio + (ratio.round() - ratio).detach()).to(x.dtype)
         return ratio.round().to(x.dtype)
+
+    def per_channel(self, values: Tensor, x: Tensor) -> Tensor:
+        """One value, or one for every channel, in a shape that broadcasts against ``x``."""
+        if values.numel() == 1:
+            return values
+        shape = [1] * x.dim()
+        shape[self.channel_axis % x.dim()] = -1
+        return values.view(shape)
 
     def extra_repr(self) -> str:
         return f"bits={self.bits}, signed={self.grid.is_signed}, fitted={self.is_fitted}"
