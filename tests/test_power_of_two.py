@@ -55,6 +55,10 @@ class TestPowers:
         ratio = torch.maximum(by_ratio / scale, scale / by_ratio)
         assert ratio <= 2**0.5 * (1 + 1e-12)
 
+    def test_next_ones_far_away(self):
+        ends = torch.tensor([1.4, 1.5]) * 2.0 ** torch.tensor([[-120], [-80], [80], [120]])
+        assert torch.equal(power_by_ratio(ends), ends / torch.tensor([1.4, 0.75]))
+
     @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
     def test_of_exponents(self, dtype):
         found = powers(torch.arange(-126, 128), dtype)
@@ -198,3 +202,21 @@ def test_saved_and_loaded(model, images, tmp_path):
     assert torch.equal(loaded(images), quantized(images))
     assert all(layer.weight_quantizer.grid.power_of_two for _, layer in quantized_layers(loaded))
     assert all(site.exponents is not None for site in bitsplit.scales(loaded).values())
+
+
+@pytest.mark.parametrize("power_of_two", [False, True])
+@pytest.mark.parametrize("name", ["minmax", "nearest", "mse", "bitsplit affine", "bitsplit per channel"])
+@pytest.mark.parametrize("gamma", [1e-28, 1e-34, 1e-42])
+def test_channels_that_training_has_worn_away(gamma, name, power_of_two):
+    """Of one layer some channels, of another all: what is left of them are their biases."""
+    model, images = Residual().eval(), torch.randn(24, 3, 8, 8)
+    with torch.no_grad():
+        for conv, channels in ((model.stem, slice(0, 2)), (model.first.one, slice(None))):
+            conv.weight[channels] *= gamma
+            conv.bias[channels] = 0.5
+    quantized = bitsplit.quantize(
+        model, images, CHAINS[name], weights=8, activations=8, power_of_two=power_of_two, policy="qdrop"
+    )
+    assert error(quantized, model, images) < 1e-2
+    if power_of_two:
+        assert torch.equal(bitsplit.IntegerNetwork(quantized)(images), quantized(images))

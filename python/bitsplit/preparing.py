@@ -32,6 +32,8 @@ from bitsplit.quantizers import quantized_layers
 from bitsplit.recipe import Recipe
 from bitsplit.report.results import QuantizationReport
 
+TRACE = 2.0**-100  # of a weight: scales some thousand times smaller, and their products, are normal numbers
+
 Model = TypeVar("Model", bound=nn.Module)
 Verb = TypeVar("Verb", bound=Callable[..., Any])
 
@@ -113,7 +115,16 @@ def observed_copy(
     network = observe(student, to_device(batches.first(), device_of(student)), forward)
     network = bake_effective_weights(network)
     fold_norms(network)
+    drop_traces(network)
     return network, copy.deepcopy(student)
+
+
+@torch.no_grad()
+def drop_traces(network: Network) -> None:
+    """Zero for weights that training has all but worn away: no scale in float32 stands for them."""
+    for layer in network.layers.values():
+        weight = layer.module.weight
+        weight.masked_fill_(weight.abs() < TRACE, 0)
 
 
 @dataclass(frozen=True)

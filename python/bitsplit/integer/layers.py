@@ -14,7 +14,7 @@ from bitsplit.network.product import has_plain_forward
 from bitsplit.ops.integer import integer_conv, requantize
 from bitsplit.ops.quantize import quantize
 from bitsplit.quantizers import ActivationQuantizer, WeightQuantizer
-from bitsplit.quantizers.powers import are_powers_of_two, exponents, power_by_ratio, powers
+from bitsplit.quantizers.powers import exponents, first_other_than_power, powers
 
 WIDEST_LEVEL = 2**15 - 1
 
@@ -89,10 +89,9 @@ class IntegerLayer:
     def _check_current(self, weight: WeightQuantizer, inputs: ActivationQuantizer) -> None:
         """What runs are codes and exponents: the floats must still be what they stand for."""
         for scale in (weight.scale, inputs.scale):
-            if not are_powers_of_two(scale):
-                got = scale[scale != power_by_ratio(scale)][0].item()
+            if (other := first_other_than_power(scale)) is not None:
                 raise IntegerError(
-                    f"{self._name}: its scales must be powers of two, got {got:.6g}; "
+                    f"{self._name}: its scales must be powers of two, got {other:.6g}; "
                     "quantize with power_of_two=True and leave them as they are"
                 )
         if not weight.stands_for(self._layer.weight):

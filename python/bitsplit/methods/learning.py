@@ -233,6 +233,6 @@ class LearnedSteps:
             exponent.grad, step.grad = gradient_of(step) * step * math.log(2), None
         self._exponent_adam.step()
         for exponent, step in zip(self._exponents, self._powers, strict=True):
-            step.copy_(powers(exponent.round()))
+            step.copy_(powers(exponent.round()) + 0 * exponent)  # a step that is no number stays none
         for step in self.parameters:
             step.clamp_(SMALLEST, LARGEST)

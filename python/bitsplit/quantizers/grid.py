@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from bitsplit.quantizers.powers import are_powers_of_two, power_by_ratio
+from bitsplit.quantizers.powers import first_other_than_power, power_by_ratio
 
 
 @dataclass(frozen=True)
@@ -53,9 +53,8 @@ class Grid:
 
     def check_scale(self, scale: Tensor) -> None:
         """Raise ``ValueError`` for a scale that this grid does not allow."""
-        if self.power_of_two and not are_powers_of_two(scale):
-            worst = scale[scale != power_by_ratio(scale)][0]
-            raise ValueError(f"scales must be powers of two, got {worst.item():.6g}")
+        if self.power_of_two and (other := first_other_than_power(scale)) is not None:
+            raise ValueError(f"scales must be powers of two, got {other:.6g}")
 
     @property
     def dtype(self) -> torch.dtype:

@@ -165,7 +165,7 @@ def align_biases(model: nn.Module) -> None:
         if layer.bias is None or weight is None or inputs is None:
             continue
         _rescale_dead_channels(layer)
-        unit = weight.scale if inputs.is_per_channel else weight.scale * inputs.scale
+        unit = weight.scale.double() if inputs.is_per_channel else weight.scale.double() * inputs.scale
         beyond = powers((layer.bias.abs() / unit / MOST_STEPS).clamp(min=1).log2().ceil())
         if (beyond > 1).any():
             levels = (weight.levels / weight.per_channel(beyond)).round()

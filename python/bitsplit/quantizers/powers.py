@@ -8,8 +8,14 @@ from torch import Tensor
 
 def are_powers_of_two(scale: Tensor) -> bool:
     """Whether every element is 2^k for an integer k."""
+    return first_other_than_power(scale) is None
+
+
+def first_other_than_power(scale: Tensor) -> float | None:
+    """The first element that is no 2^k; None where all are."""
     mantissa, _ = torch.frexp(scale)
-    return bool((mantissa == 0.5).all())
+    others = scale[mantissa != 0.5]
+    return others[0].item() if len(others) else None
 
 
 def exponents(scale: Tensor) -> Tensor:
@@ -35,8 +41,9 @@ def power_below(scale: Tensor) -> Tensor:
 
 def power_by_ratio(scale: Tensor) -> Tensor:
     """The power of two that differs by the smallest factor: rounding of the logarithm."""
+    mantissa, _ = torch.frexp(scale)
     below = power_below(scale)
-    return torch.where(scale * scale < 2 * below * below, below, 2 * below)
+    return torch.where(2 * mantissa * mantissa < 1, below, 2 * below)
 
 
 def power_by_distance(scale: Tensor) -> Tensor:
