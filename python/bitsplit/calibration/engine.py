@@ -160,7 +160,7 @@ class Engine:
         for position, call in enumerate(schedule.calls):
             units = {call[0], *schedule.inside.get(call, ())}
             new = units - fitted
-            layers = tuple(name for name, layer in self.network.layers.items() if layer.unit in new)
+            layers = self._in_order(new)
             fitted |= new
             self.teacher_replay.start(call, layers)
             self.student_replay.start(call)
@@ -172,6 +172,14 @@ class Engine:
             self._retire(schedule.dead_after(position))
         self._learner.learn_network()
 
+    def _in_order(self, units: set[str]) -> tuple[str, ...]:
+        """The layers of units that are fitted next: before others those whose input the unit is called with.
+
+        The quantizers there change what all layers inside read, also those that run earlier.
+        """
+        layers = [name for name, layer in self.network.layers.items() if layer.unit in units]
+        return tuple(sorted(layers, key=lambda name: self.plan.layer(name).argument is None))
+
     def _fit(self, name: str) -> float:
         """Fit one layer, or bring it back from the checkpoint; the seconds it took."""
         started = time.perf_counter()
@@ -180,6 +188,7 @@ class Engine:
         if layer_plan.weights is not None or layer_plan.activations is not None:
             task = EngineLayerTask(self, self.network.layers[name])
             self.once(name, {name: task.module}, lambda: self._fit_with_methods(task))
+            task.take_up_input_scales()  # those that came out of the checkpoint too
         self.student_replay.settle(name)
         return time.perf_counter() - started
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor, nn
 
 from bitsplit.calibration.passes import collect_mean_error, collect_statistics
@@ -87,6 +88,16 @@ class EngineLayerTask:
 
     def input_sample(self, limit: int, inputs: Inputs, per_channel: bool = False) -> InputSample:
         return collect_sample(self._engine, self, limit, inputs == "quantized", per_channel)
+
+    @torch.no_grad()
+    def take_up_input_scales(self) -> None:
+        quantizer = getattr(self.module, "input_quantizer", None)
+        if quantizer is None or not quantizer.is_fitted or not quantizer.is_per_channel:
+            return
+        for reader in self._engine.tasks():
+            shares = getattr(reader.module, "input_quantizer", None) is quantizer
+            if shares and reader.weight_grid is not None and not reader.is_fitted:
+                reader.module.weight.copy_(reader.kind.unmatrix(reader.module, reader.weight))
 
     def store(self, codes: Tensor, scale: Tensor, zero_point: Tensor | None = None) -> None:
         codes = self.kind.unmatrix(self.module, codes)

@@ -132,8 +132,7 @@ class BitSplit(WeightMethod):
         # float weights cannot take up scales per channel
         self.activations.fit_layer(task, per_channel=self.ecaq and task.weight_grid is not None)
         if task.weight_grid is not None:
-            if self.ecaq:  # its own first call feeds its second one while the statistics are taken
-                task.module.weight.copy_(task.kind.unmatrix(task.module, task.weight))
+            task.take_up_input_scales()
             self.fit_weights(task)
 
     def memory(self, kind: LayerKind, groups: int, columns: int) -> int:

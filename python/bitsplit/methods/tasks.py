@@ -55,6 +55,12 @@ class LayerTask(Protocol):
     def input_sample(self, limit: int, inputs: Inputs, per_channel: bool = False) -> InputSample:
         """Up to ``limit`` values of the layer's input and its exact range."""
 
+    def take_up_input_scales(self) -> None:
+        """Where the input has a scale for every channel, give them to the weights of all that reads it.
+
+        From then on layers that have not been fitted yet compute with its integers too.
+        """
+
     def store(self, codes: Tensor, scale: Tensor, zero_point: Tensor | None = None) -> None:
         """Set the weight: codes [g, M, N], scale [g, M]."""
 
