@@ -171,3 +171,34 @@ def test_inputs_of_either_sign_get_a_zero_point_by_default_and_none_in_the_paper
         assert quantizer.grid.is_signed == paper and bool(quantizer.zero_point > 0) != paper
         errors[paper] = float((quantized(images) - net(images)).square().mean())
     assert errors[False] < 0.5 * errors[True]
+
+
+class TestNormsOfSingleValues:
+    """A head whose norm sees one value of a channel for every image."""
+
+    def head(self) -> nn.Module:
+        net = nn.Sequential(
+            nn.Conv2d(3, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+            nn.Linear(8, 8, bias=False), nn.BatchNorm1d(8), nn.Linear(8, 5),
+        )  # fmt: skip
+        for _ in range(60):
+            net.train()(torch.randn(32, 3, 8, 8))
+        return net.eval()
+
+    def test_a_last_batch_of_one_image_says_nothing(self) -> None:
+        net, images = self.head(), torch.randn(33, 3, 8, 8)
+        whole, cut = (
+            bitsplit.quantize(net, list(images.split(size)), ["nearest", "norms"], weights=8)
+            for size in (33, 32)
+        )
+        exact = net(images)
+        worst = 2 * (whole(images) - exact).square().mean() + 0.01 * exact.square().mean()
+        assert (cut(images) - exact).square().mean() < worst
+
+    def test_batches_of_one_image_are_refused(self) -> None:
+        with pytest.raises(
+            bitsplit.BitsplitError, match="norm behind 4 needs batches with two values or more"
+        ):
+            bitsplit.quantize(
+                self.head(), torch.randn(8, 3, 8, 8), ["nearest", "norms"], weights=8, batch_size=1
+            )

@@ -38,6 +38,25 @@ def test_what_breaks_a_stage(between):
     assert ["first", "second"] not in names(net, torch.randn(2, 3, 8, 8))
 
 
+class Up(nn.Module):
+    """Two tensors in, as in the way up of a U-Net."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two = layer(16, 8), layer(8, 8)
+
+    def forward(self, x: Tensor, skip: Tensor) -> Tensor:
+        return torch.relu(self.two(torch.relu(self.one(torch.cat([x, skip], 1)))))
+
+
+def test_a_stage_may_begin_with_two_tensors(images):
+    net = Net(lambda m, x: m.block(m.up(torch.relu(m.low(x)), torch.relu(m.stem(x)))),
+              stem=layer(3, 8), low=layer(3, 8), up=Up(), block=Block()).eval()  # fmt: skip
+    method = bitsplit.Brecq(unit="stage", iterations=20, rate=0.02, step_iterations=0)
+    pieces = bitsplit.report_of(bitsplit.quantize(net, images, method, weights=3)).pieces
+    assert pieces[-1].name == "up to block" and pieces[-1].after < pieces[-1].before
+
+
 def test_blocks_that_share_their_input_are_no_stage():
     net = Net(lambda m, x: m.first(x) + m.second(x), first=Block(3), second=Block(3))
     assert names(net, torch.randn(2, 3, 8, 8)) == [["first"], ["second"]]

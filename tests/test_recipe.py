@@ -93,6 +93,17 @@ def test_an_override_keeps_apart_what_is_float_and_what_is_not_given() -> None:
         ({"method": []}, "chain is empty"),
         ({"method": ["bitsplit", "equalize", "minmax"]}, "bitsplit and minmax each set all weights"),
         ({"method": 4}, "a method is"),
+        ({"method": ["brecq", "bias_correction"]}, "bias_correction acts on a layer before brecq learns"),
+        ({"method": {"name": "brecq", "start": ["mse", "bias_correction"]}}, "start.*a name, a config"),
+        (
+            {"method": {"name": "brecq", "start": {"name": "bitsplit", "paper": True}}},
+            "start.*fits inputs when",
+        ),
+        ({"method": ["nearest", "norms"], "power_of_two": True}, "norms needs scales of any value"),
+        (
+            {"method": {"name": "rapq", "start": {"name": "bitsplit", "starts": "planes"}}},
+            "rapq needs scales of any value",
+        ),
         ({"method": {"name": "bitsplit", "round": 4}}, "round"),
         ({"method": {"rounds": 4}}, "'name'"),
         ({"layers": {"fc": {}}}, "layers.fc.*needs 'weights', 'activations' or both"),

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 import bitsplit
 from bitsplit.calibration.features import FeatureStore
+from bitsplit.calibration.piece import EnginePiece
 from bitsplit.calibration.rows import RowTable
 from bitsplit.errors import CalibrationError, RecipeError
 from bitsplit.methods.clock import Clock
@@ -115,6 +116,47 @@ def test_fisher_weighs_every_image_alike_whatever_its_batch(model, images):
     )
     for a, b in zip(whole, uneven, strict=True):
         assert a.before == pytest.approx(b.before, rel=1e-3)
+
+
+def test_fisher_weighs_all_calls_of_a_block(images, monkeypatch):
+    net = Net(lambda m, x: m.fc(m.block(m.block(torch.relu(m.stem(x)))).mean((2, 3))),
+              stem=layer(3, 8), block=Block(), fc=nn.Linear(8, 5)).eval()  # fmt: skip
+    weighed, weigh = {}, EnginePiece._squared_gradients
+
+    def noting(self, *rest):
+        weighed[self.name] = weigh(self, *rest)
+        return weighed[self.name]
+
+    monkeypatch.setattr(EnginePiece, "_squared_gradients", noting)
+    method = bitsplit.Brecq(iterations=1, loss="fisher", step_iterations=0, start=bitsplit.Nearest())
+    bitsplit.quantize(net, images, method, weights=2)
+    assert len(weighed["block"]) == 2 and all(weight.sum() > 0 for weight in weighed["block"])
+
+
+class Swapped(nn.Module):
+    """Ends in a linear layer over the channels of images, as ConvNeXt's blocks do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two = layer(8, 8), nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.two(torch.relu(self.one(x)).permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+@pytest.mark.parametrize("block", [Swapped(), Block()])
+def test_losses_add_up_over_channels_wherever_they_are(images, monkeypatch, block):
+    found, count = {}, EnginePiece.channels
+
+    def noting(self, output):
+        found[self.name] = count(self, output)
+        return found[self.name]
+
+    monkeypatch.setattr(EnginePiece, "channels", noting)
+    net = nn.Sequential(layer(3, 8), nn.ReLU(), block, nn.AvgPool2d(4), nn.Flatten(), nn.Linear(8, 5)).eval()
+    method = bitsplit.Brecq(iterations=1, step_iterations=0)
+    bitsplit.quantize(net, images[:, :, :4, :4], method, weights=4)
+    assert found == {"0": 8, "2": 8, "5": 5}
 
 
 def test_calls_of_a_quantizer_drop_different_elements():

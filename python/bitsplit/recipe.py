@@ -105,6 +105,20 @@ class Recipe(Document):
         return self
 
     @model_validator(mode="after")
+    def _layers_come_before_larger_pieces(self) -> Recipe:
+        learner = None
+        for method in self.method:
+            if method.granularity not in (None, "layer"):
+                learner = method
+            acts_on_layers = type(method).fit_layer is not Method.fit_layer
+            if learner is not None and method.granularity is None and acts_on_layers:
+                raise ValueError(
+                    f"{method.name} acts on a layer before {learner.name} learns the piece that it is in: "
+                    "let it stand before"
+                )
+        return self
+
+    @model_validator(mode="after")
     def _can_keep_to_powers_of_two(self) -> Recipe:
         free = [method.name for method in self.method if method.needs_free_scales]
         if self.power_of_two and free:

@@ -5,7 +5,7 @@
 namespace bitsplit {
 namespace {
 
-void check_like(const at::Tensor& other, const at::Tensor& weight, const char* name, at::ScalarType type) {
+void check_state(const at::Tensor& other, const at::Tensor& weight, const char* name, at::ScalarType type) {
   TORCH_CHECK(
       other.sizes() == weight.sizes() && other.scalar_type() == type && other.device() == weight.device(),
       name, " must have the shape and device of the weight, ", weight.sizes(), " ", weight.device(),
@@ -19,7 +19,7 @@ RoundingCall checked_layer(const RoundingCall& layer, int64_t axis) {
   TORCH_CHECK(weight.is_non_overlapping_and_dense(), "weights must fill their memory without gaps");
   check_axis(weight, axis);
   RoundingCall call = layer;
-  check_like(layer.grad, weight, "grads", type);
+  check_state(layer.grad, weight, "grads", type);
   call.grad = with_strides_of(layer.grad, weight);
   const std::tuple<const at::Tensor*, const char*, at::ScalarType> states[] = {
       {&layer.v, "v", type},
@@ -27,7 +27,7 @@ RoundingCall checked_layer(const RoundingCall& layer, int64_t axis) {
       {&layer.square, "square", type},
       {&layer.base, "base", at::kShort}};
   for (const auto& [state, name, dtype] : states) {
-    check_like(*state, weight, name, dtype);
+    check_state(*state, weight, name, dtype);
     TORCH_CHECK(state->strides() == weight.strides(), name, " must have the strides of the weight, ",
                 weight.strides(), ", got ", state->strides());
   }

@@ -10,7 +10,7 @@
 //   shape and strides: the lower of the two levels, relative to the zero point. scale: the weight's dtype,
 //   one element or one per channel along `axis` of that layer. schedule: float32 [4], on the device of the
 //   weights: learning rate / (1 - beta1^t), 1 / (1 - beta2^t), weight of the regulariser, its exponent b
-//   >= 1. It is read on the device, so that an iteration can be recorded and replayed with other values. CPU
+//   >= 2. It is read on the device, so that an iteration can be recorded and replayed with other values. CPU
 //   and GPU agree bit for bit in float32, for every number of threads.
 #pragma once
 

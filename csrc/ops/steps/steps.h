@@ -16,8 +16,7 @@
 //   elements from b are those that step_quantize drops from a with this key and share.
 //
 // x, a, b: any shape and strides; float32, float64, float16 or bfloat16. Computed in float64 for float64,
-// else
-//   in float32; sums are added up in float64. grad is like x, b like a: shape, dtype and device.
+//   else in float32; sums are added up in float64. grad is like x, b like a: shape, dtype and device.
 // scale: floating, one element. zero_point: int32, one element. qmin < qmax: both in [-128, 127], or both in
 //   [0, 255]. As in quantize, a scale that is not positive and finite and a zero_point outside [qmin, qmax]
 //   are errors on the CPU; on a GPU a bad scale makes every element that is not dropped NaN, and grad_scale.

@@ -69,7 +69,12 @@ def row_bytes(network: Network, methods: list[Method], data: Batches) -> int:
         _most_kept(network.record, pieces.get(method.granularity, units), *method.kept_rows)
         for method in methods
     )
-    return 4 * most * data.images // network.record.batch_size
+    return element_bytes(network) * most * data.images // network.record.batch_size
+
+
+def element_bytes(network: Network) -> int:
+    """Of a number that the network computes with."""
+    return max(layer.module.weight.element_size() for layer in network.layers.values())
 
 
 def _most_kept(record: Record, names: set[str], inputs: int, outputs: int) -> int:
@@ -84,7 +89,7 @@ def _most_kept(record: Record, names: set[str], inputs: int, outputs: int) -> in
 
 def feature_bytes(network: Network, schedule: Schedule, data: Batches) -> int:
     """Of both models at the worst moment of a run over ``data``, from the sizes of the observed forward."""
-    per_size = 2 * 4 * data.images / network.record.batch_size
+    per_size = 2 * element_bytes(network) * data.images / network.record.batch_size
     live = worst = 0.0
     for position, size in enumerate(schedule.output_size):
         live += per_size * size

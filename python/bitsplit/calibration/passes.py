@@ -93,7 +93,8 @@ def collect_statistics(
     """Second moments of the layer's inputs and float responses (without bias) over all batches.
 
     quantized: inputs come from the quantized predecessors, responses from the float network; else both are
-    float and the responses follow from the inputs.  patches: how many patches to sample in all.  parts: so
+    float and the responses follow from the inputs.  patches: about how many to sample, of every
+    call, where a row of the input is an image.  parts: so
     many statistics, of as many parts of the images.
     """
     seen = task.weight if view is None else task.weight[:, :, view.columns]
@@ -113,7 +114,8 @@ def collect_statistics(
                 )
     if not all(_finite(sums) for sums in moments):
         raise CalibrationError(
-            f"{task.name}: its inputs or responses hold NaN or Inf; check the calibration data"
+            f"{task.name}: its inputs or responses hold NaN or Inf; it, or what comes before, overflows on "
+            "these images"
         )
     if quantized:
         return tuple(_without_bias(_statistics(sums), task.bias) for sums in moments)

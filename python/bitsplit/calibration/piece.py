@@ -52,7 +52,7 @@ class EnginePiece:
 
     def _joined(self, model: nn.Module) -> nn.Module:
         modules = [model.get_submodule(part) for part in self._parts]
-        return modules[0] if len(modules) == 1 else nn.Sequential(*modules)
+        return modules[0] if len(modules) == 1 else Joined(*modules)
 
     def _ends(self, model: nn.Module) -> tuple[nn.Module, nn.Module]:
         return model.get_submodule(self._parts[0]), model.get_submodule(self._parts[-1])
@@ -71,10 +71,16 @@ class EnginePiece:
         ]
         return list(dict.fromkeys(owned))
 
-    @property
-    def channel_axis(self) -> int:
-        """Of the output: where the layer that runs last has its channels."""
-        return -1 - self.layers[-1].kind.spatial
+    def channels(self, output: Tensor) -> int:
+        """As many as the layer that runs last gives, where an axis of the output is as long.
+
+        Otherwise as long as that axis which is the channels' in the layer.
+        """
+        last = self.layers[-1]
+        own, axis = last.weight.shape[:2].numel(), -1 - last.kind.spatial
+        if own in output.shape[1:]:
+            return own
+        return output.shape[axis] if output.dim() >= -axis else 1
 
     def run(self, args: tuple, kwargs: dict[str, Any]) -> Tensor:
         """The piece's output, the student as it is."""
@@ -187,13 +193,24 @@ class EnginePiece:
         args, kwargs = pytree.tree_map(other_neighbour, (call.args, call.kwargs))
         try:
             found = self._twin(*args, **kwargs)
-        except (RuntimeError, ValueError, IndexError):  # it needs the shape of the whole batch
+        except Exception:  # the model's own code: it needs the shape of the whole batch
             return False
         expected = call.output[-1:]
         if found[:1].shape != expected.shape or len(found) != 2:
             return False
         difference = torch.linalg.vector_norm(found[:1] - expected)
         return bool(difference <= INDEPENDENT * torch.linalg.vector_norm(expected))
+
+
+class Joined(nn.Sequential):
+    """Modules in a row, of which the first may take several arguments."""
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        first, *others = self
+        output = first(*args, **kwargs)
+        for module in others:
+            output = module(output)
+        return output
 
 
 def learn(method: Method, piece: EnginePiece) -> list[PieceResult]:

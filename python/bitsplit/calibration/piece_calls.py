@@ -48,7 +48,9 @@ class CallRecorder:
             if not isinstance(output, Tensor):
                 kind = type(output).__name__
                 raise CalibrationError(f"what is learned must give one tensor, got {kind}: use unit='block'")
-            noted = self.calls[-1].output = _copy(output).requires_grad_(torch.is_grad_enabled())
+            follows = len(self.calls) > 1 and output.requires_grad  # perhaps from an earlier call
+            noted = output.clone() if follows else _copy(output).requires_grad_(torch.is_grad_enabled())
+            self.calls[-1].output = noted
             if not self._whole and len(self.calls) == self._count:
                 raise Stop
             return noted.clone()

@@ -84,7 +84,9 @@ class _Sampler:
             raise CalibrationError(f"{self._name}: no calibration image reached this layer")
         low, high = torch.stack(self._lows).amin(0), torch.stack(self._highs).amax(0)
         if not bool(torch.isfinite(low).all() and torch.isfinite(high).all()):
-            raise CalibrationError(f"{self._name}: its input holds NaN or Inf; check the calibration data")
+            raise CalibrationError(
+                f"{self._name}: its input holds NaN or Inf; something before it overflows on these images"
+            )
         values = torch.cat(self._parts)
         return InputSample(values if self._per_channel else values.view(-1), low, high)
 

@@ -122,7 +122,7 @@ class BitSplit(WeightMethod):
 
     @property
     def needs_free_scales(self) -> bool:
-        return self.starts == "planes"
+        return self.starts == "planes" or self.reestimate_norms
 
     def fit_layer(self, task: LayerTask) -> None:
         if self.activations_last:

@@ -32,6 +32,10 @@ class ReestimateNorms(Method):
     batches: int = Field(200, ge=1)
     momentum: float = Field(0.1, gt=0, le=1)
 
+    @property
+    def needs_free_scales(self) -> bool:
+        return True
+
     def finish(self, run: Run) -> None:
         trackers = {}
         with ExitStack() as hooks:
@@ -43,6 +47,11 @@ class ReestimateNorms(Method):
             for batch in islice(_endless(run), self.batches):
                 run.forward(run.student, batch)
         for name, tracker in trackers.items():
+            if not tracker.has_seen:
+                raise ValueError(
+                    f"the norm behind {name} needs batches with two values or more of a channel, got one: "
+                    "pass batch_size=2"
+                )
             tracker.absorb_into(run.student.get_submodule(name))
 
 
@@ -60,16 +69,22 @@ class _Tracker:
         self._gamma, self._beta = gamma.double().abs(), norm.reference_mean.double()
         self._floor = self._gamma.square() * norm.eps / (norm.running_var.double() + norm.eps)
         self._momentum = momentum
+        self.has_seen = False  # a batch that has a variance
         self._mean = self._beta.clone()
         self._var = norm.reference_std.double().square()
 
     def __call__(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict]:
         (y,) = (*args, *kwargs.values())
-        _, mean, inverse = torch.native_batch_norm(y, None, None, None, None, True, 0.0, 0.0)
-        mean, var = mean.double(), inverse.double().pow(-2)
         count = y.numel() // y.shape[1]
-        self._mean.lerp_(mean, self._momentum)
-        self._var.lerp_(var * (count / max(1, count - 1)), self._momentum)
+        if count < 2:
+            return args, kwargs
+        self.has_seen = True
+        _, mean, inverse = torch.native_batch_norm(y, None, None, None, None, True, 0.0, 0.0)
+        varies = inverse > 0  # a channel that does not keeps the statistics it has
+        mean, var = mean.double(), inverse.double().pow(-2)
+        momentum = self._momentum * varies.double()
+        self._mean.lerp_(mean, momentum)
+        self._var.lerp_(var.where(varies, 0) * (count / (count - 1)), momentum)
         gain, shift = self._affine(mean, var)
         shape = (1, -1) + (1,) * (y.dim() - 2)
         return (y * gain.view(shape).to(y.dtype) + shift.view(shape).to(y.dtype),), {}

@@ -11,10 +11,11 @@ from contextlib import contextmanager
 from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import BeforeValidator, Field, SerializeAsAny
+from pydantic import BeforeValidator, Field, SerializeAsAny, field_validator
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from bitsplit.device import device_of
 from bitsplit.methods.activations import MseActivations
 from bitsplit.methods.base import Method, WeightMethod
 from bitsplit.methods.clock import Clock
@@ -29,7 +30,7 @@ from bitsplit.methods.mse import Mse
 from bitsplit.methods.outcome import learned
 from bitsplit.methods.recorded import Recorded
 from bitsplit.methods.soft_rounding import SoftRounding
-from bitsplit.methods.tasks import Granularity, LayerTask, Outcome, Piece, Sample, Samples
+from bitsplit.methods.tasks import Granularity, LayerTask, Outcome, Piece, Run, Sample, Samples
 from bitsplit.network.layers import LayerKind
 from bitsplit.ops.loss import reconstruction_loss
 from bitsplit.ops.precision import Precision, chosen_precision, forward_in
@@ -42,9 +43,9 @@ LOOKED_AT = 50
 
 
 def _weight_method(value: Any) -> Any:
-    from bitsplit.methods.registry import resolve
+    from bitsplit.methods.registry import make
 
-    return resolve(value)[0]
+    return make(value)
 
 
 AnyWeightMethod = Annotated[SerializeAsAny[WeightMethod], BeforeValidator(_weight_method)]
@@ -82,12 +83,33 @@ class Reconstruction(Method):
     def granularity(self) -> Granularity:
         return self.unit
 
+    @field_validator("start")
+    @classmethod
+    def _starts_layer_by_layer(cls, start: WeightMethod) -> WeightMethod:
+        if start.defers_inputs:
+            raise ValueError(f"{start.name} with these options fits inputs when all layers are finished")
+        return start
+
     @property
     def starting(self) -> WeightMethod:
         return self.start
 
+    @property
+    def scales_in_weights(self) -> bool:
+        return self.start.scales_in_weights
+
+    @property
+    def needs_free_scales(self) -> bool:
+        return self.start.needs_free_scales
+
     def memory(self, kind: LayerKind, groups: int, columns: int) -> int:
         return self.start.memory(kind, groups, columns)
+
+    def prepare(self, run: Run) -> None:
+        chosen_precision(self.precision, device_of(run.student))
+
+    def finish(self, run: Run) -> None:
+        self.start.finish(run)
 
     def fit_layer(self, task: LayerTask) -> None:
         if not task.is_fitted:
@@ -220,8 +242,7 @@ class Reconstruction(Method):
 
 def channels_over_elements(piece: Piece, target: Tensor) -> float:
     """The factor of a loss that adds up over channels and is a mean over rows and positions."""
-    has_channels = target.dim() >= -piece.channel_axis
-    return (target.shape[piece.channel_axis] if has_channels else 1) / max(1, target.numel())
+    return piece.channels(target) / max(1, target.numel())
 
 
 def in_bf16(values: Tensor) -> Tensor:

@@ -54,6 +54,7 @@ _METHODS: Registry[Method] = Registry("method", Method)
 _ACTIVATIONS: Registry[ActivationMethod] = Registry("activation method", ActivationMethod)
 
 register = _METHODS.register
+make = _METHODS.make
 get = _METHODS.get
 names = _METHODS.names
 register_activation = _ACTIVATIONS.register

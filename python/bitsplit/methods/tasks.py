@@ -119,15 +119,20 @@ class Outcome(NamedTuple):
 
 
 class Piece(Protocol):
-    """A layer or a block while it is learned: its layers have been fitted, what comes before is finished."""
+    """A layer, a block, a stage or the network while it is learned.
+
+    Its layers have been fitted, what comes before is finished.
+    """
 
     name: str
     module: nn.Module
     layers: tuple[LayerTask, ...]
     quantizers: list[ActivationQuantizer]  # fitted ones, which no earlier piece has
-    channel_axis: int  # of the output
     device: torch.device
     seed: int  # its own, that no other piece has
+
+    def channels(self, output: Tensor) -> int:
+        """How many its output has."""
 
     def run(self, args: tuple, kwargs: dict[str, Any]) -> Tensor:
         """The output of the piece as it is."""

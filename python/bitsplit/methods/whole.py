@@ -39,7 +39,7 @@ from bitsplit.methods.registry import register
 from bitsplit.methods.soft_rounding import SoftRounding
 from bitsplit.methods.tasks import LayerTask, Run
 from bitsplit.ops.loss import class_divergence
-from bitsplit.ops.precision import Precision, computing_in, forward_in
+from bitsplit.ops.precision import Precision, chosen_precision, computing_in, forward_in
 from bitsplit.ops.rounding import rounding_schedule
 from bitsplit.quantizers import refresh_weight
 
@@ -51,7 +51,8 @@ class Global(Method):
     """Adam on the logarithms of weight scales, on biases and on the steps of inputs, all of them together.
 
     epochs: passes over the calibration batches, in their order.
-    scale_rate, bias_rate, step_rate: learning rates, which fall to 0 along half a cosine.
+    scale_rate, bias_rate, step_rate: learning rates, which fall to 0 along half a cosine; with integers to
+    learn that of the scales stays.
     rate: of the rounding variables of all weights; 0 leaves the integers alone.
     regularizer: what pushes these to a decision.
     units: weight of the errors of the units' outputs beside the divergence at the network's end.
@@ -67,6 +68,9 @@ class Global(Method):
     regularizer: float = Field(1e-4, ge=0)
     units: float = Field(1.0, ge=0)
     precision: Precision = "auto"
+
+    def prepare(self, run: Run) -> None:
+        chosen_precision(self.precision, device_of(run.student))
 
     def finish(self, run: Run) -> None:
         if self.epochs == 0 or run.batch_count == 0:

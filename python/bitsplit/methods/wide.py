@@ -22,6 +22,7 @@ from bitsplit.methods.statistics import refitted_bias
 from bitsplit.methods.tasks import LayerTask
 from bitsplit.network import Columns
 from bitsplit.ops.starts import every_start
+from bitsplit.ops.threads import one_thread
 
 MOST_COLUMNS = 7_000  # inputs of a layer fitted in one piece
 
@@ -46,6 +47,7 @@ class Cut:
         others[:, :, columns] = 0
         return cls(columns, others)
 
+    @one_thread()  # whose sums do not depend on how many there are
     def of(self, whole: Columns) -> Columns:
         answered = F.conv2d(whole.x, self.others[0, :, :, None, None].to(whole.x.dtype))
         return replace(whole, x=whole.x[:, self.columns], y=whole.y - answered)
