@@ -277,3 +277,14 @@ def test_workers_do_not_change_the_batches() -> None:
     plain = as_batches(DataLoader(TensorDataset(IMAGES, LABELS), 3, shuffle=True))
     loader = DataLoader(TensorDataset(IMAGES, LABELS), 3, shuffle=True, num_workers=1)
     assert as_batches(loader).fingerprint == plain.fingerprint
+
+
+@pytest.mark.parametrize("labels", [torch.randn(8), torch.randn(8, 1), torch.zeros(8, 4, dtype=torch.long)])
+def test_what_belongs_to_images_may_be_anything(labels):
+    images = torch.randn(8, 3, 4, 4)
+    assert torch.equal(torch.cat(list(as_batches((images, labels), 3))), images)
+
+
+def test_a_pair_that_does_not_belong_together_is_refused():
+    with pytest.raises(CalibrationError, match=r"got shapes \[8, 3, 4, 4\] and \[7\]"):
+        as_batches((torch.randn(8, 3, 4, 4), torch.zeros(7)))

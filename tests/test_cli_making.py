@@ -33,6 +33,11 @@ def test_mixed_widths_become_a_recipe(
     run(*common, *budget[:-1], "mixed.json", "--bytes", str(found.other_bytes + 400))
     assert Recipe.from_file("mixed.json").layers
     assert "measured with another recipe" in fail(*common, *budget, "--average", "4", "--activations", "4")
+    again = ("mixed", *NET, "--save", "again.yaml", "--measured", "found.json", "--widths", "2,4,8")
+    run(*again, "--average", "4", "--solver", "genetic")
+    found.model_copy(update={"network": "0" * 64}).to_json("other.json")
+    other = ("--measured", "other.json", "--average", "4")
+    assert "of another network: its weights" in fail(*common, *budget, *other)
     assert "has the widths (2, 4, 8)" in fail(*common, *budget, "--average", "4", "--widths", "2,8")
     assert "written twice" in fail(*common, *budget, "--average", "4", "--curve", "found.png")
 
@@ -52,7 +57,11 @@ def test_mixed_widths_for_a_recipe(folder: Path, run: Callable[..., str], fail: 
 
 def test_mistakes_about_mixed_widths(folder: Path, fail: Callable[..., str]) -> None:
     common = ("mixed", *NET, "--data", "photos", *SMALL, "--save", "mixed.yaml")
-    assert "a budget is one of bits, bytes, operations, milliseconds, got none" in fail(*common)
+    assert "a budget is needed: --average, --bytes, --operations or --milliseconds" in fail(*common)
+    assert "two or more numbers from 2 to 8" in fail(*common, "--average", "3", "--widths", "1,4")
+    assert "activations" in fail(*common, "--average", "3", "--activations", "0")
+    assert "solver is one of exact, genetic" in fail(*common, "--average", "3", "--solver", "best")
+    assert "nothing has been measured yet" in fail("mixed", *NET, "--save", "m.yaml", "--average", "3")
     assert "--widths is written like 2,3,4" in fail(*common, "--average", "3", "--widths", "2;3")
     assert "belong together" in fail(*common, "--milliseconds", "3")
     assert "no folder" in fail("mixed", *NET, "--data", "photos", "--save", "none/m.yaml", "--average", "3")

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import bitsplit
 from bitsplit.calibration.norm_matching import distance
-from bitsplit.errors import DataError, ModelError
+from bitsplit.errors import DataError, ModelError, RecipeError
 from bitsplit.network.norms import has_statistics
 
 SIZE = (3, 8, 8)
@@ -120,6 +120,17 @@ def test_without_data(model):
     assert found == bitsplit.sensitivities(model, made, "minmax", widths=(2, 8), policy="all")
     assert str(bitsplit.plan(model, FEW)) == str(bitsplit.plan(model, made))
     assert not same(bitsplit.quantize(model, FEW, seed=1), bitsplit.quantize(model, made, seed=1))
+
+
+def test_mistakes_are_told_before_images_are_made(model, monkeypatch):
+    def made(self, model, seed, device, step):
+        assert self.images <= FEW.batch and self.iterations <= 1, "all images were made"
+        return torch.randn(self.images, *self.size)
+
+    monkeypatch.setattr(bitsplit.Distilled, "_made", made)
+    with pytest.raises(RecipeError, match="override 'nothing' matches no layer"):
+        bitsplit.quantize(model, FEW, layers={"nothing": {"weights": 4}})
+    assert bitsplit.plan(model, FEW).layers
 
 
 def test_none_has_the_usual_size(model, monkeypatch):

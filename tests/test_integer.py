@@ -67,6 +67,8 @@ BETWEEN = {
     "halves": lambda x: torch.cat(torch.relu(x).chunk(2, 1)[::-1], 1),
     "shuffle": lambda x: torch.relu(x).unflatten(1, (2, 4)).transpose(1, 2).flatten(1, 2),
     "every second": lambda x: F.pad(torch.relu(x)[:, :, ::2, ::2], (1, 0, 0, 1)),
+    "far ends": lambda x: x.clamp(-1e30, torch.finfo(torch.float32).max),
+    "whole windows": lambda x: F.avg_pool2d(torch.relu(x), 2, ceil_mode=True, count_include_pad=False),
     "dropout": lambda x: F.dropout(torch.relu(x), training=False),
 }
 
@@ -219,8 +221,9 @@ class TestRefusals:
         self.refused(Residual(), images, "fc: its weights must be quantized", layers=layers)
 
     def test_a_layer_that_nothing_quantizes(self, images):
-        layers = {"fc": {"weights": None, "activations": None}}
-        self.refused(Residual(), images, "fc: .*no form in integers", layers=layers)
+        for name in ("fc", "stem", "first.two"):
+            layers = {name: {"weights": None, "activations": None}}
+            self.refused(Residual(), images, f"{name}: its weights and its input must be", layers=layers)
 
     def test_what_integers_cannot_do(self, images):
         self.refused(pooled(F.silu), images, "silu has no form in integers")

@@ -18,7 +18,7 @@ from bitsplit.errors import CheckpointError, RecipeError
 from bitsplit.methods.registry import resolve
 from bitsplit.methods.whole import divergence
 from bitsplit.network.running import default_step
-from bitsplit.preparing import observed_copy
+from bitsplit.preparing import Prepared, observed_copy
 from bitsplit.widths import trial
 
 WIDTHS = (2, 4, 8)
@@ -100,7 +100,6 @@ def test_methods_that_learn_learn_at_every_width(model, images):
     [
         ["adaround"], ["flexround"], [bitsplit.Brecq(unit="net")], ["equalize", "mse"],
         ["bitsplit", "global"], ["minmax", "bias_correction"],
-        [bitsplit.BitSplit(activations_last=True, error_compensation=False)],
     ],
 )  # fmt: skip
 def test_every_kind_of_chain(model, images, chain):
@@ -258,7 +257,6 @@ def test_budgets_that_are_none(found, limits, message):
     ("arguments", "message"),
     [
         ({}, "got none"),
-        ({"bits": 1}, "1 bits in the mean cannot be met with 2 bits or more"),
         ({"milliseconds": 1, "times": "none.csv"}, "cannot read none.csv"),
         ({"bits": 3, "solver": "best"}, "solver is one of exact, genetic"),
         ({"bits": 3, "images": 0}, "1 image or more, got images=0"),
@@ -270,6 +268,49 @@ def test_what_cannot_be_met_is_told_before_anything_is_measured(model, arguments
 
     with pytest.raises(RecipeError, match=message):
         bitsplit.mixed(model, [torch.zeros(1, 3, 8, 8)], "minmax", step=broken, **arguments)
+
+
+@pytest.mark.parametrize("limits", [{"bits": 1}, {"bytes": 10}, {"milliseconds": 4, "times": "times.csv"}])
+def test_a_budget_that_cannot_be_met_is_told_before_anything_is_measured(
+    model, images, monkeypatch, tmp_path, limits
+):
+    def measuring(*_, **__):
+        raise AssertionError("something was measured")
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "times.csv").write_text("layer,width,milliseconds\nstem,2,1\n")
+    monkeypatch.setattr(Prepared, "run", measuring)
+    with pytest.raises(RecipeError, match=r"cannot be met|has no time for"):
+        bitsplit.mixed(model, images, "minmax", **limits)
+
+
+def test_inputs_that_are_fitted_at_the_end_cannot_be_measured(model, images):
+    method = bitsplit.BitSplit(paper=True)
+    with pytest.raises(RecipeError, match="bitsplit fits inputs when all layers are finished"):
+        bitsplit.sensitivities(model, images, method, activations=4)
+    assert bitsplit.sensitivities(model, images, method, widths=(2, 8)).layers
+
+
+def test_values_are_no_scores_of_classes(model, images):
+    """A constant beside all of them is an error, of scores it is none."""
+    got, wanted = torch.randn(5, 3) + 100, torch.randn(5, 3)
+    assert divergence(wanted + 100, wanted) < 1e-4 < divergence(wanted + 100, wanted, "values")
+    assert divergence(got, wanted, "values") == divergence((got,), (wanted,))
+    scores, values = (
+        bitsplit.sensitivities(model, images, "minmax", widths=(2, 8), policy="all", outputs=outputs)
+        for outputs in ("classes", "values")
+    )
+    assert scores.layers[0].losses != values.layers[0].losses
+
+
+def test_tiny_losses_are_no_noise(model, images):
+    """Divergences of 1e-9 are differences of numbers near 1."""
+    with torch.no_grad():
+        model.fc.weight.mul_(1e-3)
+        model.fc.bias.zero_()
+    found = bitsplit.sensitivities(model, images, "minmax", widths=(2, 4, 8), policy="all")
+    for row in found.layers:
+        assert row.losses[2] > row.losses[4] > -1e-12
 
 
 def test_inputs_keep_the_bits_they_were_measured_with(model, images):

@@ -45,7 +45,8 @@ def quantize(
     ``normal`` or ``best``.
     weights, activations: bits, 2 to 8, None is float; default 4 and None.  policy: which rule holds for first
     and last layers; default the method's own.
-    power_of_two: all scales are 2^k, so that integers alone can run the network, with shifts between layers.
+    power_of_two: all scales are 2^k; with quantized activations integers alone can then run the network, with
+    shifts between layers (``bitsplit.IntegerNetwork``).
     layers: overrides by wildcard, such as
     ``{"layer1.*": {"weights": 8}, "fc": {"weights": None}}``.  seed: of all that is random; default 0.
     step: how one batch runs through the model, default ``model(batch)``.

@@ -43,6 +43,19 @@ class Distilled(Document):
     rate: float = Field(0.1, gt=0)
     file: Path | None = None
 
+    def sized(self, model: nn.Module) -> Distilled:
+        """With a size."""
+        return self.model_copy(update={"size": self.size or _usual_size(model)})
+
+    def few(self) -> Distilled:
+        """Of the same kind in a moment: one batch, hardly changed, not kept."""
+        changes = {
+            "images": min(self.images, self.batch),
+            "iterations": min(1, self.iterations),
+            "file": None,
+        }
+        return self.model_copy(update=changes)
+
     def make(
         self, model: nn.Module, seed: int, device: torch.device | None = None, step: Step | None = None
     ) -> Tensor:
@@ -54,7 +67,7 @@ class Distilled(Document):
         refuse_half(model)
         if self.file is not None and not self.file.parent.is_dir():
             raise DataError(f"cannot write {self.file}: there is no folder {self.file.parent}")
-        known = self.model_copy(update={"size": self.size or _usual_size(model), "file": None})
+        known = self.sized(model).model_copy(update={"file": None})
         identity = f"{known.fingerprint()} {seed} {model_fingerprint(model)}"
         if step is not None:
             identity += f" {step_fingerprint(step)}"

@@ -6,6 +6,7 @@ import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -93,12 +94,23 @@ def _batches_of(
     step: Step | None,
     device: torch.device | str | None,
     seed: int,
-) -> Batches:
-    """The calibration batches; None, and ``Distilled``, make images from the network's batch norms."""
+) -> tuple[Batches, Callable[[], Batches]]:
+    """What the network is observed on, and what gives the calibration batches.
+
+    None, and ``Distilled``, make images from the network's batch norms, which takes its time: a few that look
+    alike to the network come first.
+    """
     place = checked_device(device_of(model) if device is None else device)
-    if data is None or isinstance(data, Distilled):
-        data = (data or Distilled()).make(model, seed, place, step)
-    return as_batches(data, batch_size, inputs_only=step is None, device=place)
+
+    def batches(source: Any) -> Batches:
+        return as_batches(source, batch_size, inputs_only=step is None, device=place)
+
+    if data is not None and not isinstance(data, Distilled):
+        found = batches(data)
+        return found, lambda: found
+    images = (data or Distilled()).sized(model)
+    few = batches(images.few().make(model, seed, place, step))
+    return few, lambda: batches(images.make(model, seed, place, step))
 
 
 def observed_copy(
@@ -129,10 +141,13 @@ def drop_traces(network: Network) -> None:
 
 @dataclass(frozen=True)
 class Prepared:
-    """Everything that a run works on.  teacher: the folded float model, the twin of the network's."""
+    """Everything that a run works on.
+
+    teacher: the folded float model, the twin of the network's.  gather: gives the calibration batches.
+    """
 
     recipe: Recipe
-    batches: Batches
+    gather: Callable[[], Batches]
     step: Step | None
     network: Network
     teacher: nn.Module
@@ -150,9 +165,14 @@ class Prepared:
         batch_size: int | None,
     ) -> Prepared:
         """``model`` stays as it is."""
-        batches = _batches_of(model, data, batch_size, step, device, recipe.seed)
-        network, teacher = observed_copy(model, batches, step or default_step, device)
-        return cls(recipe, batches, step, network, teacher, make_plan(network, recipe))
+        seen, gather = _batches_of(model, data, batch_size, step, device, recipe.seed)
+        network, teacher = observed_copy(model, seen, step or default_step, device)
+        return cls(recipe, gather, step, network, teacher, make_plan(network, recipe))
+
+    @cached_property
+    def batches(self) -> Batches:
+        """The calibration batches; images that have to be made are made here."""
+        return self.gather()
 
     def run(
         self,

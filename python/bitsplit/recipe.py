@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, SerializeAsAny, ValidationInfo, field_validator, model_validator
 
 from bitsplit.document import Document
 from bitsplit.methods.base import Method, WeightMethod
-from bitsplit.methods.presets import preset
+from bitsplit.methods.presets import Effort, preset
 from bitsplit.methods.registry import get, names, resolve
 from bitsplit.policies import PolicyName
 
@@ -142,6 +142,11 @@ class Recipe(Document):
             schema["$defs"][name] = _method_schema(name, schema["$defs"])
         one: dict[str, Any] = {
             "anyOf": [{"enum": names()}, *({"$ref": f"#/$defs/{name}"} for name in names())]
+        }
+        schema["properties"]["effort"] = {
+            "title": "Effort",
+            "enum": list(get_args(Effort)),
+            "description": "In place of a method: the best chain for this time.",
         }
         schema["$defs"].pop("Method", None)
         schema.pop("required")

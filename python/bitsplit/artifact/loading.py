@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from pathlib import Path
 from typing import TypeVar
 
@@ -16,6 +15,7 @@ from bitsplit.artifact.packing import unpack
 from bitsplit.artifact.state import join, split
 from bitsplit.inplace import adopt
 from bitsplit.network.baking import make_plain
+from bitsplit.network.copying import copied
 from bitsplit.network.folded import folded_class
 from bitsplit.network.ties import untie_layers
 from bitsplit.quantizers import (
@@ -42,7 +42,7 @@ def load(path: str | Path, model: Model) -> Model:
     path = Path(path)
     manifest, tensors = storage.read(path)
     check_complete(manifest, tensors, path)
-    loaded = copy.deepcopy(model)
+    loaded = copied(model)
     check_structure(loaded, manifest, path)
     _take_structure(loaded, manifest)
     check_tensors(loaded, manifest, tensors, path)

@@ -97,6 +97,10 @@ def _stored(grid: Grid) -> StoredGrid:
 def _require_current(name: str, layer: nn.Module) -> None:
     """What is stored are the codes: they must still be what the weight is."""
     quantizer = layer.weight_quantizer
+    if layer.weight.dtype == torch.float64:
+        raise ArtifactError(
+            f"{name} is float64: files hold float32 networks; pass model.float() to bitsplit.quantize"
+        )
     is_float32 = quantizer.scale.dtype == layer.weight.dtype == torch.float32
     if not (is_float32 and quantizer.stands_for(layer.weight)):
         raise ArtifactError(

@@ -11,7 +11,7 @@ from bitsplit.cli import options
 from bitsplit.data import ImageFolder, JpegArchive, Preprocessing, Sample, sample
 from bitsplit.distillation import Distilled, read_images
 from bitsplit.errors import ArtifactError, BitsplitError
-from bitsplit.models.load import preprocessing_of
+from bitsplit.models.load import is_of_library, preprocessing_of
 
 NO_DATA = "none"
 DISTILLED = ".safetensors"
@@ -58,7 +58,8 @@ def calibration_images(
     """Photos drawn from ``data``, shaped as the model's library asks for; or images made without any."""
     if str(data) == NO_DATA:
         count = {} if images is None else {"images": images}
-        return Distilled(size=input_size(size, model, network), **count)
+        known = size is not None or is_of_library(model)
+        return Distilled(size=input_size(size, model, network) if known else None, **count)
     if data.suffix == DISTILLED:
         return read_images(data)[:images]
     shaping = preprocessing_with(preprocessing_of(model, network), preprocessing)
@@ -67,7 +68,7 @@ def calibration_images(
 
 
 def input_size(text: str | None, model: str, network: nn.Module) -> tuple[int, ...]:
-    """Of one input: as ``--input`` says, or the model's own."""
+    """Of one input: as ``--input`` says, or the model's own; 224 where nobody knows that."""
     if text is None:
         side = preprocessing_of(model, network).crop or 224
         return 3, side, side

@@ -9,6 +9,7 @@ import typer
 from torch import Tensor, nn
 
 import bitsplit
+from bitsplit.calibration.fingerprint import model_fingerprint
 from bitsplit.cli import inputs, options
 from bitsplit.errors import BitsplitError
 from bitsplit.models.load import load_model
@@ -16,17 +17,18 @@ from bitsplit.recipe import Recipe
 from bitsplit.report.figure import require_matplotlib
 from bitsplit.widths import Budget, Sensitivities
 from bitsplit.widths.curve import trade_off
-from bitsplit.widths.measure import WIDTHS
+from bitsplit.widths.measure import WIDTHS, checked_widths
+from bitsplit.widths.sensitivities import SOLVERS
 
 STEPS = 4  # of the curve, to one bit
 
 
 def mixed(
     model: options.ModelOption,
-    data: options.PhotosOption,
     save: Annotated[
         Path, typer.Option("--save", metavar="FILE", help="Where the recipe goes: quantize --recipe FILE.")
     ],
+    data: options.PhotosIfAnyOption = None,
     weights: options.WeightsOption = None,
     average: Annotated[
         float | None, typer.Option("--average", metavar="BITS", help="Budget: mean bits of the weights.")
@@ -49,6 +51,7 @@ def mixed(
     ),
     method: options.MethodOption = None,
     effort: options.EffortOption = None,
+    solver: Annotated[str, typer.Option("--solver", help="Who chooses: exact or genetic.")] = "exact",
     policy: options.PolicyOption = None,
     power_of_two: options.PowerOfTwoOption = False,
     layer: options.LayerOption = None,
@@ -74,30 +77,35 @@ def mixed(
     device: options.DeviceOption = None,
 ) -> None:
     """Choose the width of every layer for a budget, and save it as a recipe."""
-    limits = {"bits": average, "bytes": size, "operations": operations}
-    budget, tried = Budget(**limits, milliseconds=milliseconds, times=times), _widths(widths)
-    budget.check(tried)
+    limits = {"bits": average, "bytes": size, "operations": operations, "milliseconds": milliseconds}
+    if all(limit is None for limit in limits.values()):
+        raise BitsplitError("a budget is needed: --average, --bytes, --operations or --milliseconds")
+    budget, tried = Budget.asked(**limits, times=times), checked_widths(_widths(widths))
+    if solver not in SOLVERS:
+        raise BitsplitError(f"--solver is one of {', '.join(SOLVERS)}, got {solver!r}")
     _check_files(save, measured, curve)
     if recipe is not None and activations is not None:
         raise BitsplitError("--recipe says everything; leave out --activations or the recipe")
-    bits = None if recipe else f"W{min(tried)}A{activations or 32}"
+    bits = None if recipe else f"W{min(tried)}A{32 if activations is None else activations}"
     chosen = options.recipe_of(recipe, bits, method, effort, policy, power_of_two, layer, seed)
     network = load_model(model, weights)
     if measured is not None and measured.exists():
         found = Sensitivities.from_json(measured)
         given = [recipe, activations, method, effort, policy, power_of_two or None, layer, seed]
         _check_same(measured, found, network, tried, chosen if any(x is not None for x in given) else None)
+    elif data is None:
+        raise BitsplitError("nothing has been measured yet: --data says on which photos")
     else:
         drawn = inputs.calibration_images(
             model, network, data, preprocessing, images, chosen.seed, input_size
         )
         found = bitsplit.sensitivities(
-            network, drawn, chosen, widths=tried, device=options.device_of(device), batch_size=batch_size,
-            checkpoint=checkpoint,
+            network, drawn, chosen, widths=tried, budget=budget, device=options.device_of(device),
+            batch_size=batch_size, checkpoint=checkpoint,
         )  # fmt: skip
         if measured is not None:
             found.to_json(measured)
-    plan = found.choose(budget)
+    plan = found.choose(budget, solver=solver)
     (plan.recipe.to_json if save.suffix == ".json" else plan.recipe.to_yaml)(save)
     print(f"{plan}; {found.bytes_of(plan) / 1024:,.1f} KiB")
     if curve is not None:
@@ -121,7 +129,7 @@ def _check_files(save: Path, measured: Path | None, curve: Path | None) -> None:
 
 
 def _check_same(
-    file: Path, found: Sensitivities, network: nn.Module, tried: list[int], chosen: Recipe | None
+    file: Path, found: Sensitivities, network: nn.Module, tried: tuple[int, ...], chosen: Recipe | None
 ) -> None:
     """What a file has measured is of this network, these widths and, where options say one, this recipe."""
     modules = dict(network.named_modules())
@@ -129,7 +137,9 @@ def _check_same(
         weight = getattr(modules.get(row.layer.name), "weight", None)
         if not isinstance(weight, Tensor) or weight.numel() != row.layer.count:
             raise BitsplitError(f"{file} is of another network: {row.layer.name} is not a layer of this one")
-    if tuple(sorted(set(tried))) != found.widths:
+    if found.network not in ("", model_fingerprint(network)):
+        raise BitsplitError(f"{file} is of another network: its weights or its code are others")
+    if tried != found.widths:
         raise BitsplitError(f"{file} has the widths {found.widths}, got --widths {tried}")
     if chosen is not None and chosen.model_copy(update={"weights": found.recipe.weights}) != found.recipe:
         raise BitsplitError(f"{file} was measured with another recipe: give its options, or another file")

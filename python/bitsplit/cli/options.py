@@ -65,7 +65,10 @@ PolicyOption = Annotated[
 ]
 PowerOfTwoOption = Annotated[
     bool,
-    typer.Option("--power-of-two", help="Every scale is 2^k: integers and shifts alone run the network."),
+    typer.Option(
+        "--power-of-two",
+        help="Every scale is 2^k: with quantized activations integers and shifts alone run the network.",
+    ),
 ]
 LayerOption = Annotated[
     list[str] | None,
@@ -82,17 +85,21 @@ RecipeOption = Annotated[
         "--recipe", metavar="FILE", help="YAML or JSON, instead of bits, method, policy, layer and seed."
     ),
 ]
-PhotosOption = Annotated[
-    Path,
-    typer.Option(
-        "--data",
-        help="Calibration photos: a folder, labels not needed; .npz; what distill has saved; or none: "
-        "images are made from the network's batch norms.",
-    ),
-]
+_PHOTOS = typer.Option(
+    "--data",
+    help="Calibration photos: a folder, labels not needed; .npz; what distill has saved; or none: images are "
+    "made from the network's batch norms.",
+)
+PhotosOption = Annotated[Path, _PHOTOS]
+PhotosIfAnyOption = Annotated[Path | None, _PHOTOS]
 SizeOption = Annotated[
     str | None,
-    typer.Option("--input", metavar="3x224x224", help="Size of one input.", show_default="the model's own"),
+    typer.Option(
+        "--input",
+        metavar="3x224x224",
+        help="Size of one input.",
+        show_default="the library's, else 3x224x224",
+    ),
 ]
 ImagesOption = Annotated[
     int | None,

@@ -147,8 +147,8 @@ def as_batches(
     """
     if isinstance(data, Batches):
         return data
-    if _is_labelled(data):
-        data = TensorDataset(*data)
+    if is_pair(data) and len(data[0].shape) != len(data[1].shape):
+        data = _labelled(*data)
     if batch_size is None:
         batch_size = usual_batch_size(data, torch.device(device))
     if batch_size < 1:
@@ -205,12 +205,14 @@ def _source(data: Any, batch_size: int) -> Iterable[Any]:
     return list(data) if isinstance(data, tuple) else data
 
 
-def _is_labelled(data: Any) -> bool:
-    """Whether ``data`` are (images Tensor[N, ...], labels Tensor[N]), not two batches."""
-    if not is_pair(data):
-        return False
-    images, labels = data
-    return labels.dim() == 1 and not labels.is_floating_point() and len(labels) == len(images)
+def _labelled(images: Tensor, labels: Tensor) -> TensorDataset:
+    """A pair of tensors that are no two batches, because they have different axes."""
+    if labels.dim() == 0 or images.dim() < 2 or len(images) != len(labels):
+        raise CalibrationError(
+            "a pair of tensors is images [N, ...] and what belongs to them [N, ...], or two batches alike; "
+            f"got shapes {list(images.shape)} and {list(labels.shape)}"
+        )
+    return TensorDataset(images, labels)
 
 
 def _input_of(batch: Any, index: int) -> Tensor:

@@ -105,8 +105,11 @@ def _clamp(x: IntegerTensor, low: float | None = None, high: float | None = None
     for end, limit in zip(ends, (torch.maximum, torch.minimum), strict=True):
         if end is not None:
             steps = end * x.divisor * powers(-exponents, torch.float64)
-            values = limit(values, steps.long())
+            values = limit(values, steps.clamp(-FARTHEST_END, FARTHEST_END).long())
     return IntegerTensor(as_int32("clamp", values), exponents, x.divisor)
+
+
+FARTHEST_END = 2.0**62  # of a clamp: beyond all values
 
 
 def _in_float32(number: float) -> float:

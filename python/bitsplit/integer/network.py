@@ -14,7 +14,13 @@ from bitsplit.errors import IntegerError, first_line
 from bitsplit.integer.layers import IntegerLayer, IntegerQuantizer
 from bitsplit.integer.sums import on_wide_sum
 from bitsplit.integer.tensor import EXACT_IN_FLOAT32, IntegerTensor
+from bitsplit.network.layers import kind_of
 from bitsplit.quantizers import quantized_layers
+
+
+def _refuse_float(*_: Any, **__: Any) -> None:
+    """The ``forward`` of a layer that nothing quantizes."""
+    raise IntegerError("its weights and its input must be quantized")
 
 
 class IntegerNetwork:
@@ -41,6 +47,8 @@ class IntegerNetwork:
             quantizer = IntegerQuantizer(layer.input_quantizer)
             layer.input_quantizer.forward, layer.input_quantizer.read = quantizer, quantizer.read
         for name, module in self._model.named_modules():
+            if name not in layers and kind_of(module) is not None:
+                module.forward = _refuse_float
             module.register_forward_pre_hook(partial(self._enter, name))
 
     def _enter(self, name: str, *_: Any) -> None:

@@ -68,10 +68,14 @@ def avg_pool(
     divisor_override: int | None = None,
 ) -> IntegerTensor:
     kernel, padding = _pair(kernel), _pair(padding)
-    if ceil_mode or (any(padding) and not count_include_pad):
-        raise IntegerError("avg_pool2d: all windows must have the same number of values")
     exponents = _per_channel(x)
     stride = _pair(stride) if stride else kernel
+    short = ceil_mode and any(
+        (size + 2 * pad - width) % step
+        for size, pad, width, step in zip(x.shape[-2:], padding, kernel, stride, strict=True)
+    )
+    if short or (any(padding) and not count_include_pad):
+        raise IntegerError("avg_pool2d: all windows must have the same number of values")
 
     def add_up(values: Tensor) -> Tensor:
         values = F.pad(values, (padding[1], padding[1], padding[0], padding[0]))

@@ -12,7 +12,7 @@ import math
 import warnings
 from collections.abc import Sequence
 from contextlib import ExitStack
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from pydantic import Field
@@ -43,6 +43,8 @@ from bitsplit.ops.precision import Precision, chosen_precision, computing_in, fo
 from bitsplit.ops.rounding import rounding_schedule
 from bitsplit.quantizers import refresh_weight
 
+Outputs = Literal["classes", "values"]
+
 LEAN = 0.99  # of a rounding variable towards the code that was chosen before
 
 
@@ -55,6 +57,8 @@ class Global(Method):
     learn that of the scales stays.
     rate: of the rounding variables of all weights; 0 leaves the integers alone.
     regularizer: what pushes these to a decision.
+    outputs: what a tensor [images, two or more] that the network gives holds: scores of ``classes``, whose
+    probabilities are compared, or ``values`` that stand for themselves, as all other outputs do.
     units: weight of the errors of the units' outputs beside the divergence at the network's end.
     precision: of convolutions and products while it learns.
     """
@@ -66,6 +70,7 @@ class Global(Method):
     step_rate: float = Field(4e-4, ge=0)
     rate: float = Field(0.0, ge=0)
     regularizer: float = Field(1e-4, ge=0)
+    outputs: Outputs = "classes"
     units: float = Field(1.0, ge=0)
     precision: Precision = "auto"
 
@@ -141,15 +146,15 @@ class Global(Method):
             wanted = run.forward(run.teacher, batch)
         with forward_in(precision, device_of(run.student)):
             got = run.forward(run.student, batch)
-        return divergence(got, wanted), self.units * outputs.error()
+        return divergence(got, wanted, self.outputs), self.units * outputs.error()
 
 
-def divergence(got: Any, wanted: Any) -> Tensor:
+def divergence(got: Any, wanted: Any, outputs: Outputs = "classes") -> Tensor:
     """Of class probabilities where the network gives class scores, else the relative error of its output.
 
     0 for outputs that cannot be compared.
     """
-    if isinstance(got, Tensor) and got.dim() == 2 and got.shape[1] > 1:
+    if outputs == "classes" and isinstance(got, Tensor) and got.dim() == 2 and got.shape[1] > 1:
         return class_divergence(got, wanted) / len(got)
     leaves, others = pytree.tree_leaves(got), pytree.tree_leaves(wanted)
     pairs = zip(leaves, others, strict=True) if len(leaves) == len(others) else ()

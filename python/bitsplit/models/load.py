@@ -46,6 +46,11 @@ def load_model(spec: str, weights: str | Path | None = None) -> nn.Module:
     return model.eval()
 
 
+def is_of_library(spec: str) -> bool:
+    """Whether a library knows what the network takes."""
+    return _split(spec)[0] in _LIBRARIES
+
+
 def preprocessing_of(spec: str, model: nn.Module) -> Preprocessing:
     """What turns a photo into the input of ``load_model(spec)``: the library's own, else ImageNet's usual."""
     source, name = _split(spec)

@@ -50,12 +50,13 @@ def class_divergence(got: Tensor, wanted: Tensor) -> Tensor:
     """Kullback-Leibler divergence of class probabilities from those of ``wanted``, summed over all rows.
 
     Args:
-        got, wanted: class scores [rows, classes].
+        got, wanted: class scores [rows, classes]; halves are computed in float32.
 
     Returns:
-        float32 [], differentiable in ``got``.
+        Tensor [], differentiable in ``got``.
     """
-    return F.kl_div(got.float().log_softmax(1), wanted.float().softmax(1), reduction="sum")
+    dtype = torch.promote_types(got.dtype, torch.float32)
+    return F.kl_div(got.to(dtype).log_softmax(1), wanted.to(dtype).softmax(1), reduction="sum")
 
 
 @torch.library.register_fake("bitsplit::reconstruction_loss")

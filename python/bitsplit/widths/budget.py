@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -74,11 +73,6 @@ class Budget(Document):
     @property
     def limit(self) -> float:
         return getattr(self, self._kind)
-
-    def check(self, widths: Sequence[int]) -> None:
-        """Before anything is measured at ``widths``: ``RecipeError`` when that cannot be met."""
-        if self.bits is not None and self.bits < min(widths):
-            raise RecipeError(f"{self.bits:g} bits in the mean cannot be met with {min(widths)} bits or more")
 
     def costs(self, found: Sensitivities) -> tuple[list[list[float]], float]:
         """Of every layer at every width, and of all that has no choice."""

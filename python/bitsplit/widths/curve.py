@@ -56,13 +56,14 @@ class Curve(Document):
             points = [
                 (point.bytes / 1024, point.accuracy if has_accuracy else point.loss)
                 for point in self.points
-                if point.kind == kind and (has_accuracy or point.loss > 0)  # of the widest there is none
+                if point.kind == kind
             ]
             axes.plot(*zip(*points, strict=True), color=COLOURS[kind], marker=MARKERS[kind], label=kind)
         axes.set_xlabel("size of the model, KiB")
         axes.set_ylabel(self.measured if has_accuracy else "expected loss (divergence from float)")
         if not has_accuracy:
-            axes.set_yscale("log")
+            least = min((point.loss for point in self.points if point.loss > 0), default=1.0)
+            axes.set_yscale("symlog", linthresh=least)  # of the widest there is none
         axes.grid(alpha=0.3)
         axes.legend()
         figure.savefig(path, format="png", dpi=150)

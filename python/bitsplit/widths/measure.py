@@ -10,8 +10,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from bitsplit.calibration.fingerprint import model_fingerprint
 from bitsplit.errors import RecipeError
 from bitsplit.methods.presets import Effort
+from bitsplit.methods.whole import Outputs
 from bitsplit.plan import Plan
 from bitsplit.preparing import UNSAID, AskedBits, Prepared, Step, recipe_of, undisturbed
 from bitsplit.recipe import Recipe
@@ -35,6 +37,8 @@ def sensitivities(
     layers: Mapping[str, Mapping[str, Any]] | None = None,
     widths: Sequence[int] = WIDTHS,
     images: int = 256,
+    outputs: Outputs = "classes",
+    budget: Budget | None = None,
     step: Step | None = None,
     seed: int | None = None,
     device: torch.device | str | None = None,
@@ -44,26 +48,33 @@ def sensitivities(
 ) -> Sensitivities:
     """What the network loses when one layer alone gets fewer bits, for every layer and width.
 
-    widths: to be tried, 2 to 8.  images: of the calibration data, on which the network is asked.  All else
-    as for ``quantize``; layers whose width a policy or an override fixes keep it.
+    widths: to be tried, 2 to 8.  images: of the calibration data, on which the network is asked, in whole
+    batches.  outputs: what a tensor [images, two or more] that the network gives holds: scores of classes, or
+    ``values`` that stand for themselves.  budget: refused before anything is measured when it cannot be met.
+    All else as for ``quantize``; layers whose width a policy or an override fixes keep it.
     """
-    tried = _checked(widths)
+    tried = checked_widths(widths)
     if images < 1:
         raise RecipeError(f"the network must be asked about 1 image or more, got images={images}")
     smallest = UNSAID if isinstance(method, Recipe) else tried[0]  # for which effort chooses
     recipe = recipe_of(
         method, smallest, activations, power_of_two, effort=effort, policy=policy, layers=layers, seed=seed
     ).model_copy(update={"weights": WIDEST})
+    _refuse_inputs_at_the_end(recipe)
     work = Prepared.of(model, data, recipe, step=step, device=device, batch_size=batch_size)
     trial = Trial(
         chain=recipe.method,
         widths=tuple(width for width in tried if width < WIDEST),
         candidates=_candidates(work.plan),
         images=images,
+        outputs=outputs,
     )
-    report = work.run([trial], checkpoint, memory, tried=list(tried), images=images)
-    figures = {name: value for piece in report.pieces for name, value in piece.figures.items()}
     macs = {name: layer.macs for name, layer in work.network.layers.items()}
+    if budget is not None:
+        unmeasured = {name: dict.fromkeys(tried, 0.0) for name in trial.candidates}
+        from_figures(recipe, work.plan, macs, unmeasured, [], images).choose(budget)
+    report = work.run([trial], checkpoint, memory, tried=list(tried), images=images, outputs=outputs)
+    figures = {name: value for piece in report.pieces for name, value in piece.figures.items()}
     losses = {
         name: {width: 0.0 if width == WIDEST else figures[at_width(name, width)] for width in tried}
         for name in trial.candidates
@@ -74,7 +85,8 @@ def sensitivities(
         for unit in units
         for first, second in combinations(unit, 2)
     ]
-    return from_figures(recipe, work.plan, macs, losses, pairs, min(images, work.batches.images))
+    asked = min(images, work.batches.images)
+    return from_figures(recipe, work.plan, macs, losses, pairs, asked, model_fingerprint(model))
 
 
 def mixed(
@@ -89,18 +101,28 @@ def mixed(
     >>> quantized = bitsplit.quantize(model, images, found.recipe)  # doctest: +SKIP
     """
     budget = Budget.asked(**{name: options.pop(name) for name in Budget.model_fields if name in options})
-    budget.check(_checked(options.get("widths", WIDTHS)))
     if solver not in SOLVERS:
         raise RecipeError(f"solver is one of {', '.join(SOLVERS)}, got {solver!r}")
-    found = sensitivities(model, data, method, **options)
+    found = sensitivities(model, data, method, budget=budget, **options)
     return found.choose(budget, solver=solver, seed=found.recipe.seed)
 
 
-def _checked(widths: Sequence[int]) -> tuple[int, ...]:
+def checked_widths(widths: Sequence[int]) -> tuple[int, ...]:
+    """Ascending, each once."""
     tried = tuple(sorted(set(widths)))
     if len(tried) < 2 or not all(isinstance(width, int) and 2 <= width <= WIDEST for width in tried):
         raise RecipeError(f"widths must be two or more numbers from 2 to {WIDEST}, got {list(widths)}")
     return tried
+
+
+def _refuse_inputs_at_the_end(recipe: Recipe) -> None:
+    """Where nothing quantizes inputs before all layers are finished they would be measured in float."""
+    late = [method.name for method in recipe.method if method.defers_inputs]
+    if late and recipe.activations is not None:
+        raise RecipeError(
+            f"with these options {late[0]} fits inputs when all layers are finished: what it costs layer by "
+            "layer cannot be measured"
+        )
 
 
 def _candidates(plan: Plan) -> frozenset[str]:

@@ -89,6 +89,7 @@ class Sensitivities(Document):
     Attributes:
         recipe: with which methods and which activations; eight bits wherever nothing else is tried.
         images: how many of them the network was asked about.
+        network: fingerprint of the float network; empty where it is not known.
         layers: in execution order.
         pairs: of layers in one unit.
         other_bytes: size of all of the model that has no choice.
@@ -97,6 +98,7 @@ class Sensitivities(Document):
 
     recipe: Recipe
     images: int
+    network: str = ""
     layers: tuple[LayerLosses, ...] = Field(min_length=1)
     pairs: tuple[PairLoss, ...] = ()
     other_bytes: int
@@ -174,6 +176,7 @@ def from_figures(
     losses: dict[str, dict[int, float]],
     pairs: list[PairLoss],
     images: int,
+    network: str = "",
 ) -> Sensitivities:
     """Joins what was measured with what the plan and the network say about the layers."""
     chosen = [row for row in plan.layers if row.name in losses]
@@ -181,6 +184,7 @@ def from_figures(
     return Sensitivities(
         recipe=recipe,
         images=images,
+        network=network,
         layers=tuple(LayerLosses(layer=row, macs=macs[row.name], losses=losses[row.name]) for row in chosen),
         pairs=tuple(pairs),
         other_bytes=plan.quantized_bytes - sum(row.weight_bytes for row in chosen),

@@ -19,7 +19,7 @@ from torch.utils import _pytree as pytree
 
 from bitsplit.methods.base import Method
 from bitsplit.methods.tasks import Granularity, LayerTask, Outcome, Piece, Run
-from bitsplit.methods.whole import divergence
+from bitsplit.methods.whole import Outputs, divergence
 from bitsplit.network.layers import LayerKind
 from bitsplit.quantizers import attach_weight_quantizer, fitted_state, set_fitted_state
 
@@ -39,7 +39,7 @@ def pair_of(first: str, second: str) -> str:
 class Trial(Method):
     """Tries the methods of ``chain`` on the layers ``candidates`` at ``widths`` (ascending, below eight).
 
-    images: how many of them the network is asked about.
+    images: how many of them the network is asked about.  outputs: as for ``Global``.
     """
 
     name = "trial"
@@ -47,6 +47,7 @@ class Trial(Method):
     widths: tuple[int, ...]
     candidates: frozenset[str]
     images: int
+    outputs: Outputs = "classes"
 
     @property
     def granularity(self) -> Granularity:
@@ -56,10 +57,6 @@ class Trial(Method):
     def kept_rows(self) -> tuple[int, int]:
         inputs, outputs = zip(*(method.kept_rows for method in self.chain), strict=True)
         return max(inputs), max(outputs)
-
-    @property
-    def defers_inputs(self) -> bool:
-        return any(method.defers_inputs for method in self.chain)
 
     def memory(self, kind: LayerKind, groups: int, columns: int) -> int:
         return max(method.memory(kind, groups, columns) for method in self.chain)
@@ -116,11 +113,17 @@ class Trial(Method):
         total, images = 0.0, 0
         for got, wanted in piece.responses():
             count = next((len(leaf) for leaf in pytree.tree_leaves(wanted) if isinstance(leaf, Tensor)), 1)
-            total += count * float(divergence(got, wanted))
+            exact = pytree.tree_map_only(Tensor, in_float64, (got, wanted))  # differences can be tiny
+            total += count * float(divergence(*exact, self.outputs))
             images += count
             if images >= self.images:
                 break
         return total / images
+
+
+def in_float64(values: Tensor) -> Tensor:
+    """Floating values so; others as they are."""
+    return values.double() if values.is_floating_point() else values
 
 
 class Bench:
