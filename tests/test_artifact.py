@@ -131,3 +131,15 @@ def test_computed_weights_are_stored_as_they_were_used(tmp_path: Path) -> None:
     loaded = load(tmp_path / "model.safetensors", other)
     assert loaded is other and type(other.normed) is nn.Conv2d
     assert torch.equal(other(images), model(images))
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*:FutureWarning")
+def test_into_a_model_with_the_old_weight_norm(tmp_path: Path) -> None:
+    def net() -> nn.Module:
+        return nn.Sequential(nn.utils.weight_norm(nn.Conv2d(3, 4, 3)), nn.ReLU(), nn.Conv2d(4, 2, 3)).eval()
+
+    images = torch.randn(8, 3, 8, 8)
+    model = bitsplit.quantize(net(), images, "minmax", policy="all")
+    save(model, tmp_path / "model.safetensors")
+    with torch.no_grad():
+        assert torch.equal(load(tmp_path / "model.safetensors", net())(images), model(images))

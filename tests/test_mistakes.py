@@ -88,6 +88,12 @@ def test_weights_that_left_their_codes_are_not_saved(
     assert not (tmp_path / "net.safetensors").exists()
 
 
+def test_float64_networks_are_not_saved(model: nn.Module, images: Tensor, tmp_path: Path) -> None:
+    quantized = bitsplit.quantize(model.double(), images.double(), "minmax")
+    with pytest.raises(BitsplitError, match="float64: files hold float32 networks"):
+        bitsplit.save(quantized, tmp_path / "net.safetensors")
+
+
 @pytest.mark.parametrize("chain", [["equalize"], ["norms"], ["equalize", "norms"]])
 def test_a_chain_that_fits_no_weights_is_refused(model: nn.Module, images: Tensor, chain: list[str]) -> None:
     with pytest.raises(RecipeError, match="no method of the chain"):
