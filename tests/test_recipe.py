@@ -147,7 +147,8 @@ def test_a_recipe_is_frozen() -> None:
 
 def test_the_schema_lists_fields_and_methods() -> None:
     schema = Recipe.json_schema()
-    assert set(schema["properties"]) == set(Recipe.model_fields)
+    assert set(schema["properties"]) == {*Recipe.model_fields, "effort"}
+    assert schema["properties"]["effort"]["enum"] == ["fast", "normal", "best"]
     names, *configs, chain = schema["properties"]["method"]["anyOf"]
     assert names["enum"] == registry.names()
     assert {item["$ref"] for item in configs} == {f"#/$defs/{name}" for name in registry.names()}

@@ -6,12 +6,12 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from bitsplit.methods.reconstruction import Reconstruction
+from bitsplit.methods.learned_rounding import LearnedRounding
 from bitsplit.methods.registry import register
 
 
 @register
-class AdaRound(Reconstruction):
+class AdaRound(LearnedRounding):
     """Layer by layer, inputs from the quantized predecessors; steps of activations stay as they started."""
 
     name = "adaround"

@@ -7,14 +7,15 @@ from typing import ClassVar
 from pydantic import Field
 
 from bitsplit.methods.clock import Clock
+from bitsplit.methods.learned_rounding import LearnedRounding
 from bitsplit.methods.learning import LearnedSteps
-from bitsplit.methods.reconstruction import RANGES_TO_LEARN, AnyWeightMethod, Reconstruction
+from bitsplit.methods.reconstruction import RANGES_TO_LEARN, AnyWeightMethod
 from bitsplit.methods.registry import register
 from bitsplit.methods.tasks import Piece, Samples
 
 
 @register
-class Brecq(Reconstruction):
+class Brecq(LearnedRounding):
     """Weights first, by rounding; then the steps of the input quantizers under an L_p error.
 
     step_iterations, step_rate, step_p: of the learned steps.

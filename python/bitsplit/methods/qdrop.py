@@ -16,8 +16,9 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from bitsplit.methods.clock import Clock
+from bitsplit.methods.learned_rounding import LearnedRounding
 from bitsplit.methods.learning import LearnedSteps
-from bitsplit.methods.reconstruction import RANGES_TO_LEARN, AnyWeightMethod, Reconstruction
+from bitsplit.methods.reconstruction import RANGES_TO_LEARN, AnyWeightMethod
 from bitsplit.methods.registry import register
 from bitsplit.methods.tasks import Piece, Sample, Samples
 from bitsplit.ops.steps import mix
@@ -26,7 +27,7 @@ MakeInputs = Callable[[Sample], tuple[tuple, dict[str, Any]]]
 
 
 @register
-class QDrop(Reconstruction):
+class QDrop(LearnedRounding):
     """drop: the probability of an activation to stay float, and of an input to be the float network's.
 
     Quantizers that an earlier piece has act in full.  step_rate: not of steps that are powers of two.

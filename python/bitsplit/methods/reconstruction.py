@@ -29,12 +29,10 @@ from bitsplit.methods.learning import (
 from bitsplit.methods.mse import Mse
 from bitsplit.methods.outcome import learned
 from bitsplit.methods.recorded import Recorded
-from bitsplit.methods.soft_rounding import SoftRounding
 from bitsplit.methods.tasks import Granularity, LayerTask, Outcome, Piece, Run, Sample, Samples
 from bitsplit.network.layers import LayerKind
 from bitsplit.ops.loss import reconstruction_loss
 from bitsplit.ops.precision import Precision, chosen_precision, forward_in
-from bitsplit.ops.rounding import rounding_schedule
 
 RANGES = Mse(p=2.4, levels="affine", activations=MseActivations(p=2.4))
 # Steps that are learned will read what learned pieces give, which is closer to the float network.
@@ -52,15 +50,13 @@ AnyWeightMethod = Annotated[SerializeAsAny[WeightMethod], BeforeValidator(_weigh
 
 
 class Reconstruction(Method):
-    """Learned rounding of the weights of a piece, and learned steps of its input quantizers.
+    """Learned weights of a piece, and learned steps of its input quantizers.
 
     unit: what is reconstructed at once.
     start: fits what no earlier method of the chain has fitted.
     loss: ``mse``, or ``fisher``: every output element's error weighted with the squared gradient that the
     network's divergence from the float one has there.
-    iterations, batch, rate: of Adam on the rounding variables, rows an iteration.
-    regularizer, warm_up: what pushes the variables to a decision, and the share of iterations without it.
-    lean: how close to a level that an earlier method has chosen its variable starts.
+    iterations, batch, rate: of Adam on what decides about the weights, rows an iteration.
     scale_rate, bias_rate: of Adam on the logarithms of weight scales and on biases; 0 leaves them alone.
     precision: of convolutions and products while it learns (``auto``: see ``bitsplit.ops.precision``); what
     was learned is compared with the start in float32.
@@ -72,9 +68,6 @@ class Reconstruction(Method):
     iterations: int = Field(20_000, ge=0)
     batch: int = Field(32, ge=1)
     rate: float = Field(1e-3, gt=0)
-    regularizer: float = Field(0.01, ge=0)
-    warm_up: float = Field(0.2, ge=0, lt=1)
-    lean: float = Field(0.9, gt=0.5, lt=1)
     scale_rate: float = Field(0.0, ge=0)
     bias_rate: float = Field(0.0, ge=0)
     precision: Precision = "auto"
@@ -136,8 +129,7 @@ class Reconstruction(Method):
 
     def weight_variables(self, layers: Sequence[LayerTask], clock: Clock) -> WeightVariables:
         """What decides about the weights of these layers."""
-        schedule = rounding_schedule(clock.iterations, self.rate, self.regularizer, self.warm_up)
-        return SoftRounding(layers, schedule, clock, self.lean, self.scale_rate)
+        raise NotImplementedError
 
     def learn_weights(
         self, piece: Piece, samples: Samples, clock: Clock, others: Sequence[Variables] = (), **options: Any
