@@ -24,9 +24,10 @@ from bitsplit.quantizers.powers import powers
 Handler = Callable[..., Any]
 
 MOVES = (
-    "alias", "detach", "expand", "flip", "permute", "select", "slice", "split", "split_with_sizes",
-    "squeeze", "t", "transpose", "unbind", "unsqueeze",
+    "alias", "detach", "expand", "flip", "permute", "pixel_shuffle", "repeat", "select", "slice", "split",
+    "split_with_sizes", "squeeze", "t", "transpose", "unbind", "unsqueeze",
 )  # fmt: skip
+MOVES_OF_FLOATS = ("_upsample_nearest_exact2d", "upsample_nearest1d", "upsample_nearest2d")
 RESHAPES = ("_unsafe_view", "reshape", "view")
 
 
@@ -36,6 +37,8 @@ def call(func: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
     plain = name.removesuffix("_") if func._schema.is_mutable else name
     if plain in MOVES:
         return _move(lambda tensor, *rest: func(tensor, *rest, **kwargs), *args)
+    if plain in MOVES_OF_FLOATS:  # torch has them for floats only, which are exact in 64 bits
+        return _move(lambda tensor, *rest: func(tensor.double(), *rest, **kwargs).int(), *args)
     if plain not in _HANDLERS:
         raise IntegerError(f"{name} has no form in integers")
     result = _HANDLERS[plain](*args, **kwargs)
@@ -60,11 +63,14 @@ def _reshape(x: IntegerTensor, shape: Sequence[int]) -> IntegerTensor:
     return _move(torch.reshape, x, shape)
 
 
-def _cat(tensors: Sequence[IntegerTensor], dim: int = 0) -> IntegerTensor:
-    _require_integers("cat", *tensors)
+def _cat(
+    tensors: Sequence[IntegerTensor], dim: int = 0, function: Callable[..., Tensor] = torch.cat
+) -> IntegerTensor:
+    name = function.__name__
+    _require_integers(name, *tensors)
     if len({tensor.divisor for tensor in tensors}) > 1:
-        raise IntegerError("cat: means over different numbers of values have no common integers")
-    values, exponents = (torch.cat([getattr(t, n) for t in tensors], dim) for n in ("values", "exponents"))
+        raise IntegerError(f"{name}: means over different numbers of values have no common integers")
+    values, exponents = (function([getattr(t, n) for t in tensors], dim) for n in ("values", "exponents"))
     return IntegerTensor(values, exponents, tensors[0].divisor)
 
 
@@ -135,6 +141,8 @@ _HANDLERS: dict[str, Handler] = {
     "hardtanh": lambda x, low=-1.0, high=1.0: _clamp(x, low, high),
     "max_pool2d_with_indices": max_pool,
     "mean": mean,
+    "neg": lambda x: IntegerTensor(as_int32("neg", -x.values.long()), x.exponents, x.divisor),
     "relu": lambda x: _clamp(x, 0.0),
+    "stack": lambda tensors, dim=0: _cat(tensors, dim, torch.stack),
     "sub": lambda x, other, alpha=1: _add(x, other, alpha, -1),
 }
