@@ -109,6 +109,9 @@ def _batches_of(
         found = batches(data)
         return found, lambda: found
     images = (data or Distilled()).sized(model)
+    if images.file is not None and images.file.exists():
+        found = batches(images.make(model, seed, place, step))
+        return found, lambda: found
     few = batches(images.few().make(model, seed, place, step))
     return few, lambda: batches(images.make(model, seed, place, step))
 

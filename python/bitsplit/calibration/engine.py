@@ -126,7 +126,7 @@ class Engine:
             self.store.close()
         return QuantizationReport(
             plan=self.plan,
-            layers=tuple(filter(None, map(self._result, self._seconds))),
+            layers=tuple(filter(None, (self._result(name) for name in self.network.layers))),
             pieces=tuple(self._pieces),
             seconds=time.perf_counter() - started,
             features={"forecast": self.store.reserved, "used": self.store.most},

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -76,11 +77,16 @@ class EnginePiece:
 
         Otherwise as long as that axis which is the channels' in the layer.
         """
-        last = self.layers[-1]
-        own, axis = last.weight.shape[:2].numel(), -1 - last.kind.spatial
+        own, axis = self._channels
         if own in output.shape[1:]:
             return own
         return output.shape[axis] if output.dim() >= -axis else 1
+
+    @cached_property
+    def _channels(self) -> tuple[int, int]:
+        """Of the layer that runs last: how many, and on which axis of its output."""
+        last = self.layers[-1]
+        return last.weight.shape[:2].numel(), -1 - last.kind.spatial
 
     def run(self, args: tuple, kwargs: dict[str, Any]) -> Tensor:
         """The piece's output, the student as it is."""
