@@ -279,6 +279,21 @@ def test_workers_do_not_change_the_batches() -> None:
     assert as_batches(loader).fingerprint == plain.fingerprint
 
 
+def test_a_source_may_use_its_memory_again():
+    class Refilled:
+        def __iter__(self) -> Iterator[Tensor]:
+            buffer = torch.empty(2, 3, 4, 4)
+            for value in range(3):
+                yield buffer.fill_(value)
+
+    assert [batch.mean().item() for batch in as_batches(Refilled())] == [0, 1, 2]
+
+
+def test_arrays_are_checked_too():
+    with pytest.raises(CalibrationError, match="batch 0 holds NaN or infinite values"):
+        len(as_batches([{"image": np.full((2, 3), np.inf)}], inputs_only=False))
+
+
 @pytest.mark.parametrize("labels", [torch.randn(8), torch.randn(8, 1), torch.zeros(8, 4, dtype=torch.long)])
 def test_what_belongs_to_images_may_be_anything(labels):
     images = torch.randn(8, 3, 4, 4)

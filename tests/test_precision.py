@@ -53,7 +53,7 @@ def test_auto_is_what_the_processor_or_card_has_instructions_for(monkeypatch):
 
 
 def test_tf32_is_for_cards():
-    with pytest.raises(CalibrationError, match="stem: brecq failed: precision='tf32' needs a CUDA device"):
+    with pytest.raises(CalibrationError, match="brecq failed: precision='tf32' needs a CUDA device"):
         method = bitsplit.Brecq(iterations=3, precision="tf32")
         bitsplit.quantize(Residual().eval(), torch.randn(8, 3, 8, 8), method, weights=4)
 

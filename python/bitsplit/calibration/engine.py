@@ -64,8 +64,8 @@ class Engine:
         self._learner = Learner(self)
         self.schedule = unit_schedule(network, self._learner.stages)
         inside = self.schedule.inside
-        self.teacher_replay = Replay(teacher, forward, self.store, "float", inside)
-        self.student_replay = Replay(network.model, forward, self.store, "quantized", inside)
+        self.teacher_replay = Replay(teacher, forward, self.store, "float", inside, seed)
+        self.student_replay = Replay(network.model, forward, self.store, "quantized", inside, seed)
         self._errors = {unit.name: ResponseErrors(unit.layers) for unit in network.units}
         self._seconds: dict[str, float] = {}  # that fitting a layer took
         self._pieces: list[PieceResult] = []
@@ -111,14 +111,14 @@ class Engine:
         started = time.perf_counter()
         try:
             for method in self.methods:
-                method.prepare(self)
+                self._named(method, method.prepare)
             self.teacher_replay.keep_buffers()
             self.student_replay.keep_buffers()  # not those of quantizers, which it has none of yet
             attach_quantizers(self.student, self.plan)
             with Progress(len(self.network.layers), self._forecast()) as self.progress:
                 self._walk()
                 for method in self.methods:
-                    self._finish(method)
+                    self._named(method, method.finish)
             if self.plan.recipe.power_of_two:
                 align_biases(self.student)
             self.student_replay.restore_buffers()
@@ -137,9 +137,10 @@ class Engine:
             },
         )
 
-    def _finish(self, method: Method) -> None:
+    def _named(self, method: Method, act: Callable[[Engine], None]) -> None:
+        """What a method does to the whole network; its errors tell its name."""
         try:
-            method.finish(self)
+            act(self)
         except (ValueError, RuntimeError) as error:
             raise CalibrationError(f"{method.name} failed: {error}") from error
 
@@ -207,7 +208,7 @@ class Engine:
                 method.fit_layer(task)
                 if method.granularity == "layer":
                     pieces += learn(method, EnginePiece(self, [task.name], task.calls, [task]))
-            except (ValueError, RuntimeError) as error:
+            except (ValueError, RuntimeError, TypeError, IndexError) as error:
                 raise CalibrationError(f"{task.name}: {method.name} failed: {error}") from error
         for what in ("weight", "input"):
             quantizer = getattr(task.module, f"{what}_quantizer", None)

@@ -33,14 +33,18 @@ def watching(
     Without ``outputs`` the forward ends before the layer computes.
     """
 
+    def kept(tensor: Tensor) -> Tensor:
+        """What comes before the next call may change it in place."""
+        return tensor.detach().clone() if len(seen) + 1 < calls else tensor.detach()
+
     def before(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
         if not outputs:
-            seen.append((input_of(args, kwargs).detach(), None))
+            seen.append((kept(input_of(args, kwargs)), None))
             if len(seen) == calls:
                 raise Stop
 
     def after(module: nn.Module, args: tuple, kwargs: dict[str, Any], output: Tensor) -> None:
-        seen.append((input_of(args, kwargs).detach(), output.detach()))
+        seen.append((kept(input_of(args, kwargs)), kept(output)))
         if len(seen) == calls:
             raise Stop
 
@@ -103,7 +107,10 @@ def collect_statistics(
     per_image = None if patches is None else max(1, round(patches / engine.images))
     for index, inputs, targets in visit(engine, task, student=quantized, teacher=True):
         for call, ((x, _), (_, y)) in enumerate(zip(inputs if quantized else targets, targets, strict=True)):
+            if x.numel() == 0:
+                continue
             seed = seed_of(engine.seed, task.name, index, call)
+            x, y = (z if z is None else z.to(seen.dtype) for z in (x, y))  # the model may use half ones
             for part, (some_x, some_y) in enumerate(_cut_images(x, y, parts, task.kind.spatial)):
                 columns = task.kind.columns(task.module, some_x, some_y)
                 _add(

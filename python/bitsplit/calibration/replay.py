@@ -31,6 +31,7 @@ class Replay:
 
     forward: runs one batch through a model.  name: tells this model's features apart in the shared ``store``.
     inside: the names of the units called within a unit call, once a call: counted when that one is skipped.
+    seed: what the model itself draws at random follows from it and the number of the batch.
     """
 
     def __init__(
@@ -40,8 +41,10 @@ class Replay:
         store: FeatureStore,
         name: str,
         inside: Mapping[UnitCall, list[str]] | None = None,
+        seed: int = 0,
     ) -> None:
         self.model = model
+        self._seed = seed
         self._forward = forward
         self._store = store
         self._name = name
@@ -88,10 +91,13 @@ class Replay:
         self._calls.clear()
         self._layer_calls = None
         self._index = index
-        try:
-            return self._forward(self.model, fresh(batch))  # the other model gets this batch too
-        except Stop:
-            return None
+        cards = [self.device.index] if self.device.type == "cuda" else []
+        with torch.random.fork_rng(cards):
+            torch.manual_seed(self._seed + index)
+            try:
+                return self._forward(self.model, fresh(batch))  # the other model gets this batch too
+            except Stop:
+                return None
 
     def record(self, index: int, batch: Any) -> bool:
         """Run up to and including the unit call at work and keep its output for batch ``index``.

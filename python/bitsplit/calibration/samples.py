@@ -73,6 +73,8 @@ class _Sampler:
     def add(self, index: int, inputs: list[Tensor]) -> None:
         """The inputs of all calls of the layer in one batch."""
         for call, x in enumerate(inputs):
+            if x.numel() == 0:
+                continue
             rows = self._values_by_channel(x) if self._per_channel else x.reshape(-1, 1)
             self._lows.append(rows.amin(0))
             self._highs.append(rows.amax(0))

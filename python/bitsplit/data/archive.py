@@ -80,7 +80,7 @@ def write_archive(path: str | os.PathLike[str], source: JpegArchive, indices: Se
         path,
         jpeg=np.frombuffer(b"".join(files), np.uint8),
         offset=np.cumsum([0, *map(len, files)]),
-        label=np.array([source.labels[index] for index in indices], np.uint8),
+        label=np.array([source.labels[index] for index in indices]),
         classes=np.array(source.classes),
     )
 

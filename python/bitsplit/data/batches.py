@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
@@ -107,11 +108,11 @@ class Batches:
             images += count
             add_to_digest(digest, batch)
             briefs.append(brief_digest(batch))
-            size += sum(leaf.nbytes for leaf in pytree.tree_leaves(batch) if isinstance(leaf, Tensor))
+            size += sum(getattr(leaf, "nbytes", 0) for leaf in pytree.tree_leaves(batch))
             if size > self._memory:
                 kept = None
             if kept is not None:
-                kept.append(batch)
+                kept.append(fresh(batch))  # a source may use the same memory again
         if not briefs:
             raise CalibrationError("the calibration data are empty: no batch came out of them")
         if self._in_memory is None and kept is not None:
@@ -230,5 +231,6 @@ def _check(batch: Any, index: int, count: int) -> None:
     if count == 0:
         raise CalibrationError(f"calibration batch {index} holds no images")
     for leaf in pytree.tree_leaves(batch):
-        if isinstance(leaf, Tensor) and leaf.is_floating_point() and not torch.isfinite(leaf).all():
+        array = torch.as_tensor(leaf) if isinstance(leaf, np.ndarray) and leaf.dtype.kind == "f" else leaf
+        if isinstance(array, Tensor) and array.is_floating_point() and not torch.isfinite(array).all():
             raise CalibrationError(f"calibration batch {index} holds NaN or infinite values")

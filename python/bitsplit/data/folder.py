@@ -91,7 +91,7 @@ def _photos(root: Path, pattern: str) -> list[Path]:
 
 
 def _class_folders(root: Path) -> tuple[list[Path], list[int]]:
-    classes = sorted(path for path in root.iterdir() if path.is_dir())
+    classes = sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
     if not classes:
         raise DataError(
             f'{root}: no class folders in it; say labels="order" if each photo is a class of its own, '

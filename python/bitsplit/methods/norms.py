@@ -65,7 +65,8 @@ class _Tracker:
     """Normalises the input of one folded norm by the batch and keeps running averages."""
 
     def __init__(self, norm: FoldedNorm, momentum: float) -> None:
-        gamma = torch.ones_like(norm.running_var) if norm.weight is None else norm.weight
+        weight = getattr(norm, "weight", None)
+        gamma = torch.ones_like(norm.running_var) if weight is None else weight
         self._gamma, self._beta = gamma.double().abs(), norm.reference_mean.double()
         self._floor = self._gamma.square() * norm.eps / (norm.running_var.double() + norm.eps)
         self._momentum = momentum

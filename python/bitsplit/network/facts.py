@@ -107,7 +107,7 @@ class Facts:
                 return value
             value = op.inputs[0]
 
-    def adds_constant(self, op: Op) -> bool:
-        """Whether ``op`` adds something without data (a bias) to its first argument."""
-        other = operand(op, 1, "other")
-        return op.name == "add" and len(op.inputs) == 2 and all(not self.data[v] for v in refs(other))
+    def adds_bias(self, op: Op, bias: str) -> bool:
+        """Whether ``op`` adds the parameter ``bias`` to its first argument."""
+        added = refs(operand(op, 1, "other"))
+        return op.name == "add" and len(op.inputs) == 2 and all(self.same_as[v] == bias for v in added)

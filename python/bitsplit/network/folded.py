@@ -22,7 +22,7 @@ class FoldedNorm:
 
     def forward(self, *args: Tensor, **named: Tensor) -> Tensor:
         """x, Tensor[B, C, ...], through the norm's inner modules, unchanged when it has none."""
-        (x,) = (*args, *named.values())
+        x = next(value for value in (*args, *named.values()) if isinstance(value, Tensor))
         for child in self.children():
             x = child(x)
         return x
@@ -30,13 +30,15 @@ class FoldedNorm:
     @property
     def reference_mean(self) -> Tensor:
         """The mean of every channel before the activation, as learned in training: Tensor[C]."""
-        return torch.zeros_like(self.running_var) if self.bias is None else self.bias.detach()
+        bias = getattr(self, "bias", None)
+        return torch.zeros_like(self.running_var) if bias is None else bias.detach()
 
     @property
     def reference_std(self) -> Tensor:
         """The standard deviation of every channel, likewise: Tensor[C]."""
         spread = torch.sqrt(self.running_var / (self.running_var + self.eps))
-        return spread if self.weight is None else self.weight.detach().abs() * spread
+        weight = getattr(self, "weight", None)
+        return spread if weight is None else weight.detach().abs() * spread
 
     def __reduce_ex__(self, protocol: int) -> tuple[Any, ...]:
         return _empty_folded, (type(self).__mro__[2],), self.__dict__

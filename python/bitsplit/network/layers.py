@@ -185,7 +185,7 @@ def _as_image(x: Tensor) -> Tensor:
     """Tensor[B, ..., features] as Tensor[B, features, 1, positions]."""
     if x.dim() == 1:
         x = x.unsqueeze(0)
-    return x.reshape(x.shape[0], -1, x.shape[-1]).transpose(1, 2).unsqueeze(2)
+    return x.reshape(x.shape[0], x.shape[1:-1].numel(), x.shape[-1]).transpose(1, 2).unsqueeze(2)
 
 
 def _convolution(name: str, kind: type[nn.Module], spatial: int) -> LayerKind:

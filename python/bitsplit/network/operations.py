@@ -54,6 +54,11 @@ ADDITIONS = frozenset({"add", "sub", "rsub"})
 # Normalisation of channels by stored statistics.
 NORMS = frozenset({"native_batch_norm", "cudnn_batch_norm", "_native_batch_norm_legit_no_training"})
 
+# Which rows come out, and in which order, hangs on values: the last digit of one can change it.
+SELECTING = _names(
+    "topk sort argsort nms nonzero masked_select argmax argmin unique _unique unique2 _unique2"
+)
+
 # Two branches of the network meet in these.
 JOINS = ADDITIONS | {"mul", "cat", "stack", "maximum", "minimum"}
 
@@ -61,7 +66,7 @@ JOINS = ADDITIONS | {"mul", "cat", "stack", "maximum", "minimum"}
 _NONNEGATIVE = _names(
     """
     relu relu6 sigmoid hardsigmoid softmax _softmax abs square exp exp2 sqrt softplus norm
-    linalg_vector_norm zero zeros zeros_like new_zeros ones ones_like new_ones rand rand_like arange
+    linalg_vector_norm zero zeros zeros_like new_zeros ones ones_like new_ones rand rand_like
     """
 )
 
@@ -117,7 +122,7 @@ def is_nonnegative(op: Op, inputs_nonnegative: bool, source_nonnegative: bool) -
         return inputs_nonnegative and (operand(op, 2, "value") or 0) >= 0
     if op.name == "copy":
         return source_nonnegative
-    if op.name in ("fill", "full", "full_like", "new_full", "scalar_tensor"):
+    if op.name in ("arange", "fill", "full", "full_like", "new_full", "scalar_tensor"):
         return not op.inputs[1:] and _scalars_nonnegative(op)
     if op.name in ("add", "mul", "div", "leaky_relu", "silu", "gelu", "addcmul", "addcdiv"):
         return inputs_nonnegative and _scalars_nonnegative(op)

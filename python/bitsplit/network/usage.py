@@ -98,7 +98,7 @@ def _why_not_plain(
     return (
         _why_other_geometry(module, kind, product, facts)
         or _why_other_input(module, call, product, facts)
-        or _why_other_output(call, product, facts)
+        or _why_other_output(name, call, product, facts)
         or _why_other_weight(name, product, facts)
     )
 
@@ -131,14 +131,15 @@ def _why_other_input(module: nn.Module, call: Call, product: Product, facts: Fac
     return f"its forward changes the input before the product{_made_by(source, facts)}"
 
 
-def _why_other_output(call: Call, product: Product, facts: Facts) -> str:
+def _why_other_output(name: str, call: Call, product: Product, facts: Facts) -> str:
+    bias = f"{name}.bias" if name else "bias"
     value = call.outputs[0]
     while True:
         value = facts.back_through(value, REARRANGING, call.first)
         producer = facts.record.values[value].producer
         if producer == product.op:
             return ""
-        if producer is None or not facts.adds_constant(facts.record.ops[producer]):
+        if producer is None or not facts.adds_bias(facts.record.ops[producer], bias):
             return f"its forward changes the output after the product{_made_by(value, facts)}"
         value = refs(operand(facts.record.ops[producer], 0, "self"))[0]
 
