@@ -159,3 +159,55 @@ def test_what_the_model_draws_follows_from_the_seed(images, method):
     first, second = (bitsplit.quantize(model, images, method, weights=4, seed=1) for _ in range(2))
     assert torch.equal(torch.get_rng_state(), before)
     assert same(first, second)
+
+
+@pytest.mark.parametrize("leave", [lambda t: t.detach().numpy(), lambda t: torch.tensor(t.tolist()).numpy()])
+def test_what_numpy_reads_is_computed_in_every_pass(images, leave):
+    """Crops around the place of the largest response, which NumPy finds."""
+
+    def forward(m: nn.Module, x: Tensor) -> Tensor:
+        places = leave(m.where(torch.relu(m.stem(x))).flatten(1)).argmax(1)
+        crops = [F.pad(x[i], (1, 1, 1, 1))[:, p // 8 :, p % 8 :][:, :3, :3] for i, p in enumerate(places)]
+        return m.last(torch.relu(m.look(torch.stack(crops))).mean((2, 3)))
+
+    parts = {"stem": layer(3, 8), "where": layer(8, 1), "look": layer(3, 8), "last": nn.Linear(8, 4)}
+    model = Net(forward, **parts).eval()
+    layers = {"stem": {"weights": None}, "where": {"weights": None}}
+    quantized = bitsplit.quantize(model, images, "bitsplit", weights=8, layers=layers)
+    assert relative_error(quantized, model, images) < 1e-3
+
+
+class Detections:
+    """What a model gives that knows no containers."""
+
+    def __init__(self, scores: Tensor, features: Tensor) -> None:
+        self.scores, self.features = scores, features
+
+
+def test_outputs_in_an_object_of_the_model(images):
+    def forward(m: nn.Module, x: Tensor) -> Detections:
+        features = m.conv(x)
+        return Detections(m.last(torch.relu(m.norm(features)).mean((2, 3))), features)
+
+    model = Net(forward, conv=layer(3, 8), norm=nn.BatchNorm2d(8), last=nn.Linear(8, 4)).eval()
+    with torch.no_grad():
+        model.norm.weight.fill_(3)
+    plan = bitsplit.plan(model, images, weights=4, activations=4)
+    assert plan.layer("last").weights == 8
+    quantized = bitsplit.quantize(model, images, weights=8)
+    with torch.no_grad():
+        torch.testing.assert_close(quantized(images).features, model(images).features, rtol=0.05, atol=0.05)
+
+
+@pytest.mark.parametrize("chain", ["bitsplit", ["equalize", "minmax"]])
+def test_a_weight_that_something_else_uses_too_stays(images, chain):
+    def forward(m: nn.Module, x: Tensor) -> Tensor:
+        y = m.two(torch.relu(m.norm(m.one(x))))
+        return y + F.conv2d(x, m.one.weight, padding=1)[:, :4]
+
+    model = Net(forward, one=layer(3, 8), norm=nn.BatchNorm2d(8), two=layer(8, 4)).eval()
+    with torch.no_grad():
+        model.norm.running_var.uniform_(0.1, 3)
+        model.norm.weight.uniform_(-2, 2)
+    quantized = bitsplit.quantize(model, images, chain, weights=8)
+    assert relative_error(quantized, model, images) < 1e-3

@@ -9,7 +9,7 @@ from bitsplit.network.facts import Facts
 from bitsplit.network.model import Norm
 from bitsplit.network.operations import REARRANGING
 from bitsplit.network.record import Call
-from bitsplit.network.ties import shared_parameters
+from bitsplit.network.ties import shared_parameters, used_elsewhere
 from bitsplit.network.usage import Usage
 
 
@@ -35,7 +35,7 @@ def find_norms(model: nn.Module, usages: list[Usage], facts: Facts) -> list[Norm
         if not usage.reason
         for call in usage.calls
     }
-    shared = shared_parameters(model)
+    shared = shared_parameters(model) | used_elsewhere(facts.record)
     found = []
     for name, module in model.named_modules():
         if is_norm(module):
@@ -64,7 +64,7 @@ def _layer_of(
         return None, f"its input comes from {_origin(calls[0], facts)}, not from one layer"
     reason = _why_other_axis(usage, calls, facts) or _why_not_only_reader(usage, name, calls, facts)
     if not reason and {f"{usage.name}.weight", f"{usage.name}.bias"} & shared:
-        reason = f"{usage.name} shares its weight with another layer"
+        reason = f"{usage.name} shares its weight, or something else uses it"
     return (None, reason) if reason else (usage.name, "")
 
 

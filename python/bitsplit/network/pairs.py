@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from bitsplit.network.model import Layer, Network
 from bitsplit.network.operations import NORMS, operand
 from bitsplit.network.record import Op
-from bitsplit.network.ties import shared_parameters
+from bitsplit.network.ties import shared_parameters, used_elsewhere
 
 # operations with f(s x) = s f(x) for s > 0: element by element, over the last axes, and mere views
 _ELEMENTWISE = frozenset({"relu", "leaky_relu", "clone", "dropout", "detach", "alias"})
@@ -40,7 +40,7 @@ def homogeneous_pairs(network: Network) -> list[LayerPair]:
     """All such pairs of layers that are called once and share no weight, in order of their first layer."""
     record = network.record
     norm_of = {norm.layer: norm.name for norm in network.norms if norm.folded}
-    shared = shared_parameters(network.model)
+    shared = shared_parameters(network.model) | used_elsewhere(record)
     once = {
         record.calls_of(name)[0]: name
         for name, layer in network.layers.items()

@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+LEAVES_TORCH = "leaves_torch"  # an operation of the record's own: NumPy or Python reads the values
+
 Origin = Literal["parameter", "buffer", "input", "constant", "unknown", "op"]
 
 

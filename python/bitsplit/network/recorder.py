@@ -9,14 +9,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from bitsplit.device import fresh
 from bitsplit.errors import ModelError
-from bitsplit.network.record import Call, Op, Origin, Record, Ref, Value
-from bitsplit.network.running import Step, attempt, default_step, refuse_unseeable, unchanged
+from bitsplit.network.record import LEAVES_TORCH, Call, Op, Origin, Record, Ref, Value
+from bitsplit.network.running import Step, attempt, default_step, output_tensors, refuse_unseeable, unchanged
 
 
 def record_forward(model: nn.Module, batch: Any, step: Step = default_step) -> Record:
@@ -24,12 +25,25 @@ def record_forward(model: nn.Module, batch: Any, step: Step = default_step) -> R
     refuse_unseeable(model)
     batch = fresh(batch)
     recorder = _Recorder(model, batch)
-    with unchanged(model), torch.no_grad(), recorder.hooks(), recorder:
+    with unchanged(model), torch.no_grad(), recorder.hooks(), recorder, _Departures(recorder):
         output = attempt(model, batch, step)
-        recorder.record.outputs = recorder.read_all(output)
+        recorder.record.outputs = recorder.read_all(output_tensors(output))
     if not recorder.record.calls:
         raise ModelError("the step ran no module of the model")
     return recorder.record
+
+
+class _Departures(TorchFunctionMode):
+    """Notes as operations what hands values to code that is not torch's; no operation of torch does that."""
+
+    def __init__(self, recorder: _Recorder) -> None:
+        super().__init__()
+        self._recorder = recorder
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func in (Tensor.numpy, Tensor.tolist, Tensor.__array__):
+            self._recorder.note_departure(args[0])
+        return func(*args, **(kwargs or {}))
 
 
 class _Recorder(TorchDispatchMode):
@@ -96,6 +110,11 @@ class _Recorder(TorchDispatchMode):
     def read_all(self, tree: Any) -> tuple[int, ...]:
         """The values of all tensors in ``tree``."""
         return tuple(self.read(leaf) for leaf in pytree.tree_leaves(tree) if isinstance(leaf, Tensor))
+
+    def note_departure(self, tensor: Tensor) -> None:
+        """The values of ``tensor`` leave torch."""
+        value = self.read(tensor)
+        self._append_op(LEAVES_TORCH, (Ref(value),), {}, (value,), ())
 
     def _write(self, tensor: Tensor, value: int) -> None:
         memory = _memory_of(tensor)

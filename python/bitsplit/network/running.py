@@ -52,8 +52,26 @@ def outputs_of(model: nn.Module, batch: Any, step: Step) -> list[Tensor]:
     """The floating-point outputs of ``step(model, batch)`` in evaluation mode; nothing else is changed."""
     with unchanged(model), torch.no_grad():
         output = step(model, fresh(batch))
-    leaves = pytree.tree_leaves(output)
-    return [leaf.clone() for leaf in leaves if isinstance(leaf, Tensor) and leaf.is_floating_point()]
+    return [leaf.clone() for leaf in output_tensors(output) if leaf.is_floating_point()]
+
+
+def output_tensors(output: Any) -> list[Tensor]:
+    """All tensors in what a model gives: in containers, and in the attributes of objects of its own."""
+    found: list[Tensor] = []
+    opened: set[int] = set()
+    rest = [output]
+    while rest:
+        for leaf in pytree.tree_leaves(rest.pop()):
+            if isinstance(leaf, Tensor):
+                found.append(leaf)
+            elif (
+                hasattr(leaf, "__dict__")
+                and not isinstance(leaf, type | nn.Module)
+                and id(leaf) not in opened
+            ):
+                opened.add(id(leaf))
+                rest.append(list(vars(leaf).values()))
+    return found
 
 
 @contextmanager

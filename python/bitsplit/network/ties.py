@@ -1,4 +1,4 @@
-"""Parameters that several modules share."""
+"""Parameters that several modules share, or that are used outside of their module."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from torch import nn
 
 from bitsplit.network.layers import kind_of
+from bitsplit.network.record import Record
 
 
 def _owned(model: nn.Module) -> Iterator[tuple[str, nn.Module, str, nn.Parameter]]:
@@ -23,6 +24,18 @@ def shared_parameters(model: nn.Module) -> set[str]:
     for name, _, _, parameter in _owned(model):
         names[id(parameter)].append(name)
     return {name for group in names.values() if len(group) > 1 for name in group}
+
+
+def used_elsewhere(record: Record) -> set[str]:
+    """The names of parameters that operations read outside of the calls of the module that owns them."""
+    found = set()
+    for op in record.ops:
+        for value in (record.values[number] for number in op.inputs):
+            if value.origin == "parameter":
+                owner = value.name.rpartition(".")[0]
+                if all(record.calls[call].name != owner for call in record.ancestors(op.call)):
+                    found.add(value.name)
+    return found
 
 
 def untie_layers(model: nn.Module) -> None:
