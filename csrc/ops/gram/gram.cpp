@@ -3,8 +3,12 @@
 #include <ATen/ATen.h>
 #include <torch/library.h>
 
+#include "ops/dense.h"
+
 namespace bitsplit::gram {
 namespace {
+
+constexpr int64_t kMost = 1 << 30;  // their products fit int64
 
 Geometry read_geometry(at::IntArrayRef size, at::IntArrayRef kernel, at::IntArrayRef stride,
                        at::IntArrayRef padding, at::IntArrayRef dilation) {
@@ -13,7 +17,8 @@ Geometry read_geometry(at::IntArrayRef size, at::IntArrayRef kernel, at::IntArra
     TORCH_CHECK(values.size() == axes, "gram: ", name, " needs one value for each of the ", axes,
                 " spatial axes of x, got ", values);
     for (int64_t value : values)
-      TORCH_CHECK(value >= least, "gram: ", name, " must be at least ", least, ", got ", values);
+      TORCH_CHECK(value >= least && value <= kMost, "gram: ", name, " must lie in [", least, ", ", kMost,
+                  "], got ", values);
   };
   need(kernel, "kernel", 1);
   need(stride, "stride", 1);
@@ -104,6 +109,9 @@ Problem check(const at::Tensor& x, const std::optional<at::Tensor>& y, at::IntAr
   p.sum_x = sum_x;
   p.sum_y = sum_y;
   p.sum_yy = sum_yy;
+  for (const at::Tensor& sums : {G, sum_x}) mark_changed(sums);
+  if (y.has_value())
+    for (const at::Tensor& sums : {C, sum_y, sum_yy}) mark_changed(sums);
   return p;
 }
 

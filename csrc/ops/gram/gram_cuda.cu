@@ -2,6 +2,7 @@
 // float64.
 #include <ATen/ATen.h>
 #include <ATen/Context.h>
+#include <c10/core/impl/LocalDispatchKeySet.h>
 #include <c10/cuda/CUDAException.h>
 #include <c10/cuda/CUDAGuard.h>
 #include <c10/cuda/CUDAStream.h>
@@ -95,6 +96,7 @@ void gram_cuda(const at::Tensor& x, const std::optional<at::Tensor>& y, at::IntA
                at::Tensor sum_y, at::Tensor sum_yy) {
   const c10::cuda::CUDAGuard device(x.device());
   const at::NoTF32Guard full_precision;
+  const c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::DispatchKey::AutocastCUDA);
   const Problem p =
       check(x, y, kernel, stride, padding, dilation, groups, positions, G, C, sum_x, sum_y, sum_yy);
   const int64_t total = p.images * p.patches_per_image();

@@ -19,12 +19,15 @@ void check(const at::Tensor& tensor, const char* name, at::ScalarType type, int6
 }
 
 Axes axes_of(at::IntArrayRef pair, const char* name, int64_t least) {
-  TORCH_CHECK(pair.size() == 2 && pair[0] >= least && pair[1] >= least, name,
-              " must be two numbers not below ", least, ", got ", pair);
+  constexpr int64_t kMost = 1 << 30;  // their products fit int64
+  const auto fits = [&](int64_t value) { return value >= least && value <= kMost; };
+  TORCH_CHECK(pair.size() == 2 && fits(pair[0]) && fits(pair[1]), name, " must be two numbers in [", least,
+              ", ", kMost, "], got ", pair);
   return {pair[0], pair[1]};
 }
 
 int64_t output_length(int64_t input, int64_t kernel, int64_t stride, int64_t padding, int64_t dilation) {
+  TORCH_CHECK(kernel >= 1, "the kernel must have 1 element or more, got ", kernel);
   const int64_t room = input + 2 * padding - dilation * (kernel - 1) - 1;
   TORCH_CHECK(room >= 0, "the kernel (", kernel, ", dilation ", dilation, ") does not fit into the input (",
               input, ", padding ", padding, ")");

@@ -27,8 +27,11 @@ std::tuple<at::Tensor, at::Tensor> reconstruction_loss(const at::Tensor& output,
   check_floating(output, "output");
   check_target(target, output);
   if (weight) check_like(*weight, "weight", target, "target");
-  TORCH_CHECK(p > 0 && std::isfinite(p), "p must be positive and finite, got ", p);
-  TORCH_CHECK(std::isfinite(scale), "scale must be finite, got ", scale);
+  const auto finite = [&](double value) {
+    return std::isfinite(compute_type(output) == at::kFloat ? static_cast<float>(value) : value);
+  };
+  TORCH_CHECK(p > 0 && finite(p), "p must be positive and finite, got ", p);
+  TORCH_CHECK(finite(scale) && finite(p * scale), "scale, and p times it, must be finite, got ", scale);
   LossCall call{
       .output = dense(output), .target = {}, .weight = {}, .grad = {}, .loss = {}, .p = p, .scale = scale};
   call.grad = at::empty_like(call.output);

@@ -26,7 +26,7 @@ struct Range {
 template <typename T>
 BITSPLIT_HOST_DEVICE int histogram_cell(T x, T low, T cells_per_unit, int bins) {
   const T position = clamp_level((x - low) * cells_per_unit, T(0), T(bins - 1));
-  return static_cast<int>(x == x ? position : T(bins));
+  return static_cast<int>(position == position ? position : T(bins));
 }
 
 }  // namespace bitsplit

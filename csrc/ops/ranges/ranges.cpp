@@ -99,11 +99,12 @@ at::Tensor histogram(const at::Tensor& x, double low, double high, int64_t bins,
   check_floating(x, "x");
   TORCH_CHECK(bins >= 1 && bins <= 8192, "bins must lie in [1, 8192], got ", bins);
   const double cells_per_unit = static_cast<double>(bins) / (high - low);
-  const bool fits = rounded_to(compute_type(x), low) < rounded_to(compute_type(x), high) &&
-                    std::isfinite(rounded_to(compute_type(x), cells_per_unit));
-  TORCH_CHECK(std::isfinite(low) && std::isfinite(high) && fits,
-              "low < high must be finite and told apart by ", compute_type(x), ", got [", low, ", ", high,
-              "]");
+  const auto type = compute_type(x);
+  const double first = rounded_to(type, low), last = rounded_to(type, high);
+  const double cells = rounded_to(type, cells_per_unit);
+  const bool fits = first < last && std::isfinite(first) && std::isfinite(rounded_to(type, last - first)) &&
+                    std::isfinite(cells) && cells > 0;
+  TORCH_CHECK(fits, "low < high must be finite and told apart by ", type, ", got [", low, ", ", high, "]");
   const HistogramCall call{dense(x), low, cells_per_unit, at::zeros({bins}, x.options().dtype(at::kLong))};
   if (x.numel() > 0) kernel(call);
   return call.counts;

@@ -67,6 +67,7 @@ void rounding_step(at::TensorList weights, at::TensorList grads, at::TensorList 
                                              .schedule = schedule},
                                             axis[k]);
     if (call.weight.numel() > 0) kernel(call);
+    for (const at::Tensor& changed : {weights[k], v[k], mean[k], square[k]}) mark_changed(changed);
   }
 }
 

@@ -3,6 +3,9 @@
 #include <ATen/ATen.h>
 #include <torch/library.h>
 
+#include <algorithm>
+#include <limits>
+
 #include "core/planes.h"
 #include "ops/split/split_checks.h"
 
@@ -10,6 +13,11 @@ namespace bitsplit::split {
 namespace {
 
 constexpr int64_t kMostSearchSteps = 1 << 30;  // they are counted in int32
+
+// At most so many rounds: kernels count them in int32.
+int counted(int64_t rounds) {
+  return static_cast<int>(std::min<int64_t>(rounds, std::numeric_limits<int>::max()));
+}
 
 Descent empty_descent(const at::Tensor& codes, const at::Tensor& scale) {
   return {codes.clone(), scale.clone(), at::zeros_like(scale), at::zeros_like(scale, at::kLong)};
@@ -20,7 +28,7 @@ Descent descend(const at::Tensor& codes, const at::Tensor& scale, const at::Tens
                 DescentKernel kernel) {
   if (codes.numel() == 0) return empty_descent(codes, scale);
   return kernel(codes.contiguous(), scale.contiguous(), gram.contiguous(), cross.contiguous(),
-                levels.contiguous(), planes, static_cast<int>(rounds), fit_scale);
+                levels.contiguous(), planes, counted(rounds), fit_scale);
 }
 
 }  // namespace
@@ -45,7 +53,7 @@ Fit ofwa(const at::Tensor& weight, const at::Tensor& codes, const at::Tensor& sc
   check_scale(scale, weight.size(0), weight.size(1), weight);
   if (weight.numel() == 0) return {codes.clone(), scale.clone()};
   return kernel(weight.contiguous(), codes.contiguous(), scale.contiguous(), static_cast<int>(bits),
-                static_cast<int>(rounds));
+                counted(rounds));
 }
 
 Descent planes(const at::Tensor& codes, const at::Tensor& scale, const at::Tensor& gram,

@@ -22,7 +22,8 @@
 //   are errors on the CPU; on a GPU a bad scale makes every element that is not dropped NaN, and grad_scale.
 // drop, share: in [0, 1]; 0 is never and 1 is always.
 // key: int64 [2], (seed, iteration), on the device of x, where only the kernel reads it: a captured graph
-//   draws anew when the iteration in it is raised. With share 0 nothing is drawn, and any key will do.
+//   draws anew when the iteration in it is raised. With share 0 nothing is drawn, and any key on the CPU or
+//   beside x will do.
 //
 // Which elements are dropped follows from seed, iteration and position in memory alone. So tensors that are
 // dropped from independently in one iteration need different seeds, and one tensor in two memory formats

@@ -18,7 +18,7 @@ class KlActivations(ActivationMethod):
     """Clip |x| where the quantized histogram diverges least from the clipped one."""
 
     name = "kl"
-    bins: int = Field(2048, ge=256)
+    bins: int = Field(2048, ge=256, le=8192)
 
     def fit(self, sample: InputSample, grid: Grid) -> tuple[Tensor, Tensor]:
         top = torch.maximum(-sample.low, sample.high)
