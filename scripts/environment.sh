@@ -81,15 +81,19 @@ print(cuda if cuda and cuda_toolkit.decide("auto", cuda).toolkit is None else ""
   "$venv_python" -m pip install -q --disable-pip-version-check "cuda-toolkit[nvcc,cccl]==$cuda.*"
 }
 
-# Told from the module's bytes, because importing torch takes seconds.
+# Sources, torch and the decision about CUDA are those of the module: told from its bytes, because importing torch
+# takes seconds.
 build_is_current() {
   [[ ${BITSPLIT_CUDA:-auto} == auto ]] && "$venv_python" - << 'PY'
 import pathlib, runpy, sys, sysconfig
+sys.path.insert(0, "scripts")
+from cuda_toolkit import decide
 module = pathlib.Path("python/bitsplit/_C" + sysconfig.get_config_var("EXT_SUFFIX"))
-torch = pathlib.Path(sysconfig.get_path("platlib"), "torch/version.py")
+torch = runpy.run_path(str(pathlib.Path(sysconfig.get_path("platlib"), "torch/version.py")))
 facts = [
     runpy.run_path("python/bitsplit/_build_info.py")["source_hash"](pathlib.Path.cwd()),
-    runpy.run_path(str(torch))["__version__"],
+    torch["__version__"],
+    decide("auto", torch["cuda"]).reason,
 ]
 sys.exit(not (module.exists() and all(fact.encode() in module.read_bytes() for fact in facts)))
 PY

@@ -9,6 +9,7 @@ from bitsplit.ops.gram import GramSums
 from bitsplit.ops.loss import reconstruction_loss
 from bitsplit.ops.ranges import histogram, lp_search
 from bitsplit.ops.split import fwa, polish
+from bitsplit.ops.steps import learned_quantize
 
 OPS = torch.ops.bitsplit
 
@@ -87,3 +88,12 @@ def test_scales_of_the_widest_ranges_are_finite(device, low, high, dtype):
     ends = torch.tensor([low, high], dtype=dtype, device=device)
     found = lp_search(ends, -1, 0, 15, ends[:1], ends[1:], 4)
     assert found.scale.isfinite().all() and 0 <= found.zero_point.item() <= 15
+
+
+def test_second_derivatives_are_refused():
+    scale, x = torch.tensor([0.3], requires_grad=True), torch.randn(20)
+    step = (torch.zeros(1, dtype=torch.int32), -7, 7, 0.0, torch.tensor([0, 0]))
+    loss = learned_quantize(x, scale, *step).square().sum()
+    (slope,) = torch.autograd.grad(loss, scale, create_graph=True)
+    with pytest.raises(RuntimeError, match="no second derivative"):
+        slope.backward()

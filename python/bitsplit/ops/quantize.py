@@ -50,6 +50,7 @@ def quantize(x: Tensor, scale: Tensor, zero_point: Tensor, axis: int, qmin: int,
     return torch.ops.bitsplit.quantize(x, scale, zero_point, axis, qmin, qmax)
 
 
+@torch.no_grad()
 def dequantize(codes: Tensor, scale: Tensor, zero_point: Tensor, axis: int) -> Tensor:
     """The value of every code: `(code - zero_point) * scale`.
 
@@ -59,8 +60,8 @@ def dequantize(codes: Tensor, scale: Tensor, zero_point: Tensor, axis: int) -> T
         axis: the channel axis; -1 when scale holds one element.
 
     Returns:
-        Values in the codes' shape and scale's dtype; for codes that `quantize` made in that dtype they are
-        the very bits of `fake_quantize`.
+        Values in the codes' shape and scale's dtype, without gradients; for codes that `quantize` made in
+        that dtype they are the very bits of `fake_quantize`.
     """
     return torch.ops.bitsplit.dequantize(codes, scale, zero_point, axis)
 

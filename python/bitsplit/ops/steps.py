@@ -73,7 +73,12 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     return grad_x, grad_scale, None, None, None, None, None
 
 
+def _differentiable_once(ctx: Any, *grads: Tensor) -> None:
+    raise RuntimeError("learned_quantize has no second derivative")
+
+
 torch.library.register_autograd("bitsplit::step_quantize", _backward, setup_context=_save_for_backward)
+torch.library.register_autograd("bitsplit::step_quantize_backward", _differentiable_once)
 
 
 @torch.library.register_fake("bitsplit::step_quantize")
