@@ -131,6 +131,12 @@ def test_an_empty_class_folder_keeps_its_number(tmp_path: Path) -> None:
     assert ImageFolder(tmp_path).labels == [1]
 
 
+def test_a_hidden_folder_is_no_class(tmp_path: Path) -> None:
+    for name in (".ipynb_checkpoints", "cat", "dog"):
+        save(tmp_path / name / "a.png")
+    assert ImageFolder(tmp_path).labels == [0, 1]
+
+
 def test_flat_folder_in_order(tmp_path: Path) -> None:
     for name in ("n3.png", "n1.png", "n2.png"):
         save(tmp_path / name)
