@@ -239,7 +239,7 @@ MISTAKES = [
     ((ones(3), ones(3), None, -1.0), "p must be positive"),
     ((ones(3), ones(3), None, INF), "p must be positive and finite, got inf"),
     ((ones(3), ones(3), None, NAN), "p must be positive and finite, got nan"),
-    ((ones(3), ones(3), None, 2.0, INF), "scale must be finite, got inf"),
+    ((ones(3), ones(3), None, 2.0, INF), "scale, and p times it, must be finite, got inf"),
 ]
 
 
