@@ -97,9 +97,8 @@ def collect_statistics(
     """Second moments of the layer's inputs and float responses (without bias) over all batches.
 
     quantized: inputs come from the quantized predecessors, responses from the float network; else both are
-    float and the responses follow from the inputs.  patches: about how many to sample, of every
-    call, where a row of the input is an image.  parts: so
-    many statistics, of as many parts of the images.
+    float and the responses follow from the inputs.  patches: about how many to sample, of every call, where a
+    row of the input is an image.  parts: so many statistics, of as many parts of the images.
     """
     seen = task.weight if view is None else task.weight[:, :, view.columns]
     groups, rows, width = seen.shape

@@ -15,8 +15,10 @@ from bitsplit.network import Network, Unit
 from bitsplit.network.record import LEAVES_TORCH, Record
 
 # what turns values into decisions of the model's own code: these must come out right in every later run
-_DECISIONS = {"_local_scalar_dense", "nonzero", "is_nonzero", "equal", "unique", "_unique2", "masked_select"}
-_DECISIONS |= {LEAVES_TORCH}
+_DECISIONS = {
+    "_local_scalar_dense", "nonzero", "is_nonzero", "equal", "unique", "_unique2", "masked_select",
+    LEAVES_TORCH,
+}  # fmt: skip
 
 
 _POOLS = (

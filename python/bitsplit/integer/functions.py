@@ -28,6 +28,7 @@ MOVES = (
     "split_with_sizes", "squeeze", "t", "transpose", "unbind", "unsqueeze",
 )  # fmt: skip
 MOVES_OF_FLOATS = ("_upsample_nearest_exact2d", "upsample_nearest1d", "upsample_nearest2d")
+FARTHEST_END = 2.0**62  # of a clamp: beyond all values
 RESHAPES = ("_unsafe_view", "reshape", "view")
 
 
@@ -113,9 +114,6 @@ def _clamp(x: IntegerTensor, low: float | None = None, high: float | None = None
             steps = end * x.divisor * powers(-exponents, torch.float64)
             values = limit(values, steps.clamp(-FARTHEST_END, FARTHEST_END).long())
     return IntegerTensor(as_int32("clamp", values), exponents, x.divisor)
-
-
-FARTHEST_END = 2.0**62  # of a clamp: beyond all values
 
 
 def _in_float32(number: float) -> float:
