@@ -127,6 +127,8 @@ class TestNorms:
 
         model = Net(lambda m, x: m.norm(m.conv(x), None), conv=layer(3, 8), norm=Norm()).eval()
         assert relative_error(bitsplit.quantize(model, images, weights=8), model, images) < 1e-3
+        again = bitsplit.quantize(model, images, ["nearest", "norms"], weights=8)
+        assert again(images).isfinite().all()
 
     def test_a_detector_whose_boxes_change_places(self):
         """Its scores are all but equal, so the last digit decides about their order."""

@@ -18,7 +18,7 @@ from bitsplit.report.figure import require_matplotlib
 from bitsplit.widths import Budget, Sensitivities
 from bitsplit.widths.curve import trade_off
 from bitsplit.widths.measure import WIDTHS, checked_widths
-from bitsplit.widths.sensitivities import SOLVERS
+from bitsplit.widths.sensitivities import check_solver
 
 STEPS = 4  # of the curve, to one bit
 
@@ -81,8 +81,7 @@ def mixed(
     if all(limit is None for limit in limits.values()):
         raise BitsplitError("a budget is needed: --average, --bytes, --operations or --milliseconds")
     budget, tried = Budget.asked(**limits, times=times), checked_widths(_widths(widths))
-    if solver not in SOLVERS:
-        raise BitsplitError(f"--solver is one of {', '.join(SOLVERS)}, got {solver!r}")
+    check_solver(solver)
     _check_files(save, measured, curve)
     if recipe is not None and activations is not None:
         raise BitsplitError("--recipe says everything; leave out --activations or the recipe")

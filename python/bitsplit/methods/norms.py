@@ -65,17 +65,15 @@ class _Tracker:
     """Normalises the input of one folded norm by the batch and keeps running averages."""
 
     def __init__(self, norm: FoldedNorm, momentum: float) -> None:
-        weight = getattr(norm, "weight", None)
-        gamma = torch.ones_like(norm.running_var) if weight is None else weight
-        self._gamma, self._beta = gamma.double().abs(), norm.reference_mean.double()
+        self._gamma, self._beta = norm.reference_gain.double().abs(), norm.reference_mean.double()
         self._floor = self._gamma.square() * norm.eps / (norm.running_var.double() + norm.eps)
         self._momentum = momentum
         self.has_seen = False  # a batch that has a variance
         self._mean = self._beta.clone()
         self._var = norm.reference_std.double().square()
 
-    def __call__(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict]:
-        (y,) = (*args, *kwargs.values())
+    def __call__(self, module: FoldedNorm, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict]:
+        y = module.read(args, kwargs)
         count = y.numel() // y.shape[1]
         if count < 2:
             return args, kwargs

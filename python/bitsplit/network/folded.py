@@ -22,10 +22,21 @@ class FoldedNorm:
 
     def forward(self, *args: Tensor, **named: Tensor) -> Tensor:
         """x, Tensor[B, C, ...], through the norm's inner modules, unchanged when it has none."""
-        x = next(value for value in (*args, *named.values()) if isinstance(value, Tensor))
+        x = self.read(args, named)
         for child in self.children():
             x = child(x)
         return x
+
+    @staticmethod
+    def read(args: tuple, named: dict[str, Any]) -> Tensor:
+        """What is normalised of what a norm is called with."""
+        return next(value for value in (*args, *named.values()) if isinstance(value, Tensor))
+
+    @property
+    def reference_gain(self) -> Tensor:
+        """What every channel is multiplied with, as learned in training: Tensor[C]."""
+        weight = getattr(self, "weight", None)
+        return torch.ones_like(self.running_var) if weight is None else weight.detach()
 
     @property
     def reference_mean(self) -> Tensor:
@@ -36,9 +47,7 @@ class FoldedNorm:
     @property
     def reference_std(self) -> Tensor:
         """The standard deviation of every channel, likewise: Tensor[C]."""
-        spread = torch.sqrt(self.running_var / (self.running_var + self.eps))
-        weight = getattr(self, "weight", None)
-        return spread if weight is None else weight.detach().abs() * spread
+        return self.reference_gain.abs() * torch.sqrt(self.running_var / (self.running_var + self.eps))
 
     def __reduce_ex__(self, protocol: int) -> tuple[Any, ...]:
         return _empty_folded, (type(self).__mro__[2],), self.__dict__

@@ -18,7 +18,14 @@ from bitsplit.plan import Plan
 from bitsplit.preparing import UNSAID, AskedBits, Prepared, Step, recipe_of, undisturbed
 from bitsplit.recipe import Recipe
 from bitsplit.widths.budget import Budget
-from bitsplit.widths.sensitivities import SOLVERS, MixedPlan, PairLoss, Sensitivities, Solver, from_figures
+from bitsplit.widths.sensitivities import (
+    MixedPlan,
+    PairLoss,
+    Sensitivities,
+    Solver,
+    check_solver,
+    from_figures,
+)
 from bitsplit.widths.trial import WIDEST, Trial, at_width, pair_of
 
 WIDTHS = (2, 3, 4, 6, 8)
@@ -101,8 +108,7 @@ def mixed(
     >>> quantized = bitsplit.quantize(model, images, found.recipe)  # doctest: +SKIP
     """
     budget = Budget.asked(**{name: options.pop(name) for name in Budget.model_fields if name in options})
-    if solver not in SOLVERS:
-        raise RecipeError(f"solver is one of {', '.join(SOLVERS)}, got {solver!r}")
+    check_solver(solver)
     found = sensitivities(model, data, method, budget=budget, **options)
     return found.choose(budget, solver=solver, seed=found.recipe.seed)
 

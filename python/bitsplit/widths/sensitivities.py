@@ -22,6 +22,12 @@ Solver = Literal["exact", "genetic"]
 SOLVERS = {"exact": lambda question, seed: exact(question), "genetic": genetic}
 
 
+def check_solver(solver: str) -> None:
+    """``RecipeError`` for one that there is not."""
+    if solver not in SOLVERS:
+        raise RecipeError(f"solver is one of {', '.join(SOLVERS)}, got {solver!r}")
+
+
 class LayerLosses(Document):
     """One layer that may have several widths.
 
@@ -113,8 +119,7 @@ class Sensitivities(Document):
         self, budget: Budget | None = None, *, solver: Solver = "exact", seed: int = 0, **limits: Any
     ) -> MixedPlan:
         """The widths of least loss within a budget, one of ``Budget``'s fields: ``choose(bits=3)``."""
-        if solver not in SOLVERS:
-            raise RecipeError(f"solver is one of {', '.join(SOLVERS)}, got {solver!r}")
+        check_solver(solver)
         if budget is not None and limits:
             raise RecipeError(f"a budget says everything; leave out {', '.join(limits)} or the budget")
         budget = Budget.asked(**limits) if budget is None else budget
