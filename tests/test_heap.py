@@ -41,12 +41,13 @@ def run(code: str) -> None:
 def test_a_loop_takes_its_memory_once():
     run("""
 with kept_memory():
-    a_round()
-    a_round()
-    before = faults()
-    for _ in range(10):
+    taking = 0
+    for _ in range(12):
+        before = faults()
         a_round()
-    assert (faults() - before) * resource.getpagesize() < sum(MEBIBYTES) << 20
+        taking += (faults() - before) * resource.getpagesize() > 1 << 20
+    # the first round; another where a small allocation has come to lie in what that one had freed
+    assert taking <= 4, taking
 """)
 
 
