@@ -294,7 +294,16 @@ def test_arrays_are_checked_too():
         len(as_batches([{"image": np.full((2, 3), np.inf)}], inputs_only=False))
 
 
-@pytest.mark.parametrize("labels", [torch.randn(8), torch.randn(8, 1), torch.zeros(8, 4, dtype=torch.long)])
+@pytest.mark.parametrize(
+    "labels",
+    [
+        torch.randn(8),
+        torch.randn(8, 1),
+        torch.zeros(8, 4, dtype=torch.long),
+        torch.zeros(8, 1, 4, 4),  # masks
+        torch.zeros(8, 3, 4, 4, dtype=torch.long),
+    ],
+)
 def test_what_belongs_to_images_may_be_anything(labels):
     images = torch.randn(8, 3, 4, 4)
     assert torch.equal(torch.cat(list(as_batches((images, labels), 3))), images)

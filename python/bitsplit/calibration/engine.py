@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -22,9 +22,10 @@ from bitsplit.calibration.replay import Replay, UnitCall
 from bitsplit.calibration.responses import ResponseErrors
 from bitsplit.calibration.samples import collect_samples
 from bitsplit.calibration.schedule import unit_schedule
+from bitsplit.calibration.selections import Selections
 from bitsplit.calibration.task import EngineLayerTask
 from bitsplit.data import Batches
-from bitsplit.device import free_memory, fresh, to_device
+from bitsplit.device import free_memory, to_device
 from bitsplit.errors import CalibrationError, RecipeError
 from bitsplit.methods.base import Method
 from bitsplit.methods.statistics import InputSample
@@ -55,7 +56,6 @@ class Engine:
         self.plan = plan
         self.methods = methods
         self.data = data
-        self._forward = forward
         self.seed = seed
         self.checkpoint = checkpoint
         self.store = FeatureStore(memory)
@@ -63,9 +63,11 @@ class Engine:
         self.student = network.model
         self._learner = Learner(self)
         self.schedule = unit_schedule(network, self._learner.stages)
-        inside = self.schedule.inside
-        self.teacher_replay = Replay(teacher, forward, self.store, "float", inside, seed)
-        self.student_replay = Replay(network.model, forward, self.store, "quantized", inside, seed)
+        self._selections = self._selecting() if network.selects else None
+        self.teacher_replay, self.student_replay = (
+            Replay(model, forward, self.store, name, self.schedule.inside, seed, self._selections)
+            for model, name in ((teacher, "float"), (network.model, "quantized"))
+        )
         self._errors = {unit.name: ResponseErrors(unit.layers) for unit in network.units}
         self._seconds: dict[str, float] = {}  # that fitting a layer took
         self._pieces: list[PieceResult] = []
@@ -92,14 +94,14 @@ class Engine:
         """Let the user see the loss of the iteration at work."""
         self.progress.loss(loss)
 
-    def batches(self) -> Iterator[Any]:
-        """The calibration batches on the device of the model."""
-        for batch in self.data:
-            yield to_device(batch, self.student_replay.device)
+    def batches(self) -> Iterator[tuple[int, Any]]:
+        """The calibration batches with their numbers, on the device of the model."""
+        for index, batch in enumerate(self.data):
+            yield index, to_device(batch, self.student_replay.device)
 
-    def forward(self, model: nn.Module, batch: Any) -> Any:
-        """One batch through ``model``, which may change its input: the batch stays as it is."""
-        return self._forward(model, fresh(batch))
+    def forward(self, model: nn.Module, index: int, batch: Any) -> Any:
+        """Batch number ``index`` through all of ``model``."""
+        return (self.student_replay if model is self.student else self.teacher_replay).run(index, batch)
 
     def input_samples(self, names: Sequence[str], limit: int, inputs: Inputs) -> dict[str, InputSample]:
         """Of every layer named up to about ``limit`` values of its input."""
@@ -115,7 +117,10 @@ class Engine:
             self.teacher_replay.keep_buffers()
             self.student_replay.keep_buffers()  # not those of quantizers, which it has none of yet
             attach_quantizers(self.student, self.plan)
-            with Progress(len(self.network.layers), self._forecast()) as self.progress:
+            with (
+                Progress(len(self.network.layers), self._forecast()) as self.progress,
+                self._selecting_alike(),
+            ):
                 self._walk()
                 for method in self.methods:
                     self._named(method, method.finish)
@@ -154,6 +159,22 @@ class Engine:
         needed.check(free_memory(device))
         self.store.reserved = features
         return str(needed)
+
+    def _selecting(self) -> Selections:
+        units = dict.fromkeys(name for name, _ in self.schedule.calls)
+        return Selections(self.store, (self.teacher, self.student), units)
+
+    @contextmanager
+    def _selecting_alike(self) -> Iterator[None]:
+        """While active, both models keep the rows of every batch that the float one keeps."""
+        if self._selections is None:
+            yield
+            return
+        with self._selections.watching():
+            with self._selections.noting():
+                for index, batch in self.batches():
+                    self.teacher_replay.run(index, batch)
+            yield
 
     def _walk(self) -> None:
         schedule = self.schedule
@@ -226,7 +247,7 @@ class Engine:
                 active.enter_context(found.watching(self.teacher, self.student))
             active.enter_context(self.teacher_replay.recording())
             active.enter_context(self.student_replay.recording())
-            for index, batch in enumerate(self.batches()):
+            for index, batch in self.batches():
                 self._all_alike &= self.teacher_replay.record(index, batch)
                 self._all_alike &= self.student_replay.record(index, batch)
                 for found in errors:

@@ -115,6 +115,9 @@ class FeatureStore:
             self.release(key)
             del self._trees[key]
 
+    def __contains__(self, key: Hashable) -> bool:
+        return key in self._trees
+
     def get(self, key: Hashable) -> Any:
         """A fresh copy of the tree: the caller may change it in place."""
         leaves, spec, device = self._trees[key]

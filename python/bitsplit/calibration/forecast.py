@@ -10,6 +10,7 @@ from bitsplit.data import Batches
 from bitsplit.errors import CalibrationError
 from bitsplit.methods.base import Method
 from bitsplit.network import Network
+from bitsplit.network.operations import MASKING, selects
 from bitsplit.network.record import Record
 from bitsplit.plan import Plan
 
@@ -88,7 +89,8 @@ def _most_kept(record: Record, names: set[str], inputs: int, outputs: int) -> in
 
 
 def feature_bytes(network: Network, schedule: Schedule, data: Batches) -> int:
-    """Of both models at the worst moment of a run over ``data``, from the sizes of the observed forward."""
+    """Of both models at the worst moment of a run over ``data``, from the sizes of the observed forward, and
+    of the rows that it selects."""
     per_size = 2 * element_bytes(network) * data.images / network.record.batch_size
     live = worst = 0.0
     for position, size in enumerate(schedule.output_size):
@@ -99,4 +101,16 @@ def feature_bytes(network: Network, schedule: Schedule, data: Batches) -> int:
             for index, last in enumerate(schedule.last_reader)
             if last == position
         )
-    return int(worst)
+    return int(worst) + _selection_bytes(network.record) * data.images // network.record.batch_size
+
+
+def _selection_bytes(record: Record) -> int:
+    """Of what the observed forward selected by values: masks, or places."""
+    kept = [
+        value
+        for op in record.ops
+        if selects(op, record)
+        for value in map(record.values.__getitem__, op.inputs if op.name in MASKING else op.outputs)
+        if not value.dtype.is_floating_point
+    ]
+    return sum(math.prod(value.shape) * value.dtype.itemsize for value in kept)

@@ -73,6 +73,6 @@ class Learner:
         for call in calls:
             replay.start(call)
             with replay.recording():
-                for index, batch in enumerate(self._engine.batches()):
+                for index, batch in self._engine.batches():
                     replay.record(index, batch)
             replay.finish()

@@ -72,7 +72,7 @@ def visit(
         if teacher:
             active.enter_context(engine.teacher_replay.skipping())
             active.enter_context(watching(task.twin, task.calls, targets, outputs=student))
-        for index, batch in enumerate(engine.batches()):
+        for index, batch in engine.batches():
             if teacher:
                 engine.teacher_replay.run(index, batch)
             if student:

@@ -96,7 +96,7 @@ class EnginePiece:
         """What both networks give for every batch, the student with the piece as it is now."""
         engine = self._engine
         with self._skipping(engine.student_replay), self._skipping(engine.teacher_replay):
-            for index, batch in enumerate(engine.batches()):
+            for index, batch in engine.batches():
                 if index not in self._wanted:
                     self._wanted[index] = engine.teacher_replay.run(index, batch)
                 yield engine.student_replay.run(index, batch), self._wanted[index]
@@ -140,7 +140,7 @@ class EnginePiece:
             student.watching(*self._ends(engine.student), outputs=fisher),
             teacher.watching(*self._ends(engine.teacher), outputs=True),
         ):
-            for index, batch in enumerate(engine.batches()):
+            for index, batch in engine.batches():
                 wanted = engine.teacher_replay.run(index, batch)
                 with torch.set_grad_enabled(fisher):
                     got = engine.student_replay.run(index, batch)

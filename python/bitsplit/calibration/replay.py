@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch import nn
 
 from bitsplit.calibration.features import FeatureStore
+from bitsplit.calibration.selections import Selections
 from bitsplit.device import device_of, fresh
 from bitsplit.network.buffers import KeptBuffers
 
@@ -32,6 +33,7 @@ class Replay:
     forward: runs one batch through a model.  name: tells this model's features apart in the shared ``store``.
     inside: the names of the units called within a unit call, once a call: counted when that one is skipped.
     seed: what the model itself draws at random follows from it and the number of the batch.
+    selections: what it selects; None where it selects nothing.
     """
 
     def __init__(
@@ -42,9 +44,11 @@ class Replay:
         name: str,
         inside: Mapping[UnitCall, list[str]] | None = None,
         seed: int = 0,
+        selections: Selections | None = None,
     ) -> None:
         self.model = model
         self._seed = seed
+        self._selections = selections
         self._forward = forward
         self._store = store
         self._name = name
@@ -92,7 +96,8 @@ class Replay:
         self._layer_calls = None
         self._index = index
         cards = [self.device.index] if self.device.type == "cuda" else []
-        with torch.random.fork_rng(cards):
+        selecting = nullcontext() if self._selections is None else self._selections.of(index)
+        with torch.random.fork_rng(cards), selecting:
             torch.manual_seed(self._seed + index)
             try:
                 return self._forward(self.model, fresh(batch))  # the other model gets this batch too

@@ -51,8 +51,8 @@ def collect_samples(
     with ExitStack() as hooks:
         for name, layer in layers.items():
             hooks.callback(layer.register_forward_pre_hook(keep(name), with_kwargs=True).remove)
-        for index, batch in enumerate(engine.batches()):
-            engine.forward(model, batch)
+        for index, batch in engine.batches():
+            engine.forward(model, index, batch)
             for name, inputs in seen.items():
                 samplers[name].add(index, inputs)
             seen.clear()

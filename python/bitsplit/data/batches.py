@@ -148,7 +148,7 @@ def as_batches(
     """
     if isinstance(data, Batches):
         return data
-    if is_pair(data) and len(data[0].shape) != len(data[1].shape):
+    if is_pair(data) and not _are_two_batches(*data):
         data = _labelled(*data)
     if batch_size is None:
         batch_size = usual_batch_size(data, torch.device(device))
@@ -206,8 +206,13 @@ def _source(data: Any, batch_size: int) -> Iterable[Any]:
     return list(data) if isinstance(data, tuple) else data
 
 
+def _are_two_batches(one: Tensor, other: Tensor) -> bool:
+    """They hold the same kind of thing: values of one type, as many axes and channels."""
+    return one.dtype == other.dtype and one.dim() == other.dim() and one.shape[1:2] == other.shape[1:2]
+
+
 def _labelled(images: Tensor, labels: Tensor) -> TensorDataset:
-    """A pair of tensors that are no two batches, because they have different axes."""
+    """A pair of tensors that are no two batches."""
     if labels.dim() == 0 or images.dim() < 2 or len(images) != len(labels):
         raise CalibrationError(
             "a pair of tensors is images [N, ...] and what belongs to them [N, ...], or two batches alike; "

@@ -44,8 +44,8 @@ class ReestimateNorms(Method):
                     module = run.student.get_submodule(norm.name)
                     tracker = trackers[norm.layer] = _Tracker(module, self.momentum)
                     hooks.callback(module.register_forward_pre_hook(tracker, with_kwargs=True).remove)
-            for batch in islice(_endless(run), self.batches):
-                run.forward(run.student, batch)
+            for index, batch in islice(_endless(run), self.batches):
+                run.forward(run.student, index, batch)
         for name, tracker in trackers.items():
             if not tracker.has_seen:
                 raise ValueError(
@@ -55,7 +55,7 @@ class ReestimateNorms(Method):
             tracker.absorb_into(run.student.get_submodule(name))
 
 
-def _endless(run: Run) -> Iterator[Any]:
+def _endless(run: Run) -> Iterator[tuple[int, Any]]:
     """The batches over and over."""
     while True:
         yield from run.batches()

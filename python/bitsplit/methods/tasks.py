@@ -163,8 +163,8 @@ class Run(Protocol):
 
     batch_count: int
 
-    def batches(self) -> Iterator[Any]:
-        """The calibration batches, from the first, on the device of the models."""
+    def batches(self) -> Iterator[tuple[int, Any]]:
+        """The calibration batches with their numbers, from the first, on the device of the models."""
 
     def tasks(self) -> list[LayerTask]:
         """All layers that the plan quantizes, in execution order."""
@@ -175,8 +175,8 @@ class Run(Protocol):
     def show(self, loss: Tensor) -> None:
         """Beside the progress."""
 
-    def forward(self, model: nn.Module, batch: Any) -> Any:
-        """One batch through ``model``."""
+    def forward(self, model: nn.Module, index: int, batch: Any) -> Any:
+        """Batch number ``index`` through ``model``; both models select the same rows of it."""
 
     def input_samples(self, names: Sequence[str], limit: int, inputs: Inputs) -> dict[str, InputSample]:
         """Of every layer named up to ``limit`` values of its input, and their range."""

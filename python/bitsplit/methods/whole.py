@@ -116,7 +116,7 @@ class Global(Method):
                 if iteration % run.batch_count == 0:
                     batches = run.batches()
                 clock.begin()
-                distance, errors = self._losses(run, next(batches), outputs, self.precision)
+                distance, errors = self._losses(run, *next(batches), outputs, self.precision)
                 if iteration == 0 and not distance.requires_grad:
                     warnings.warn(
                         "global: the network's output has no gradient, only its units' outputs are learned",
@@ -134,18 +134,18 @@ class Global(Method):
     def _distance(self, run: Run) -> float:
         """The loss of the network as it is, mean over the batches."""
         with computing_in("fp32", device_of(run.student)), _Outputs(run) as outputs:
-            losses = [sum(self._losses(run, batch, outputs)) for batch in run.batches()]
+            losses = [sum(self._losses(run, *batch, outputs)) for batch in run.batches()]
             return sum(map(float, losses)) / run.batch_count
 
     def _losses(
-        self, run: Run, batch: Any, outputs: _Outputs, precision: Precision = "fp32"
+        self, run: Run, index: int, batch: Any, outputs: _Outputs, precision: Precision = "fp32"
     ) -> tuple[Tensor, Tensor]:
         """The divergence at the network's end, and the weighted errors of the units."""
         outputs.clear()
         with torch.no_grad():
-            wanted = run.forward(run.teacher, batch)
+            wanted = run.forward(run.teacher, index, batch)
         with forward_in(precision, device_of(run.student)):
-            got = run.forward(run.student, batch)
+            got = run.forward(run.student, index, batch)
         return divergence(got, wanted, self.outputs), self.units * outputs.error()
 
 

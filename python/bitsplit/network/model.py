@@ -9,6 +9,7 @@ from typing import Any, Literal
 from torch import nn
 
 from bitsplit.network.layers import LayerKind, kind_of
+from bitsplit.network.operations import selects
 from bitsplit.network.record import Record
 
 
@@ -108,3 +109,8 @@ class Network:
     record: Record = field(repr=False)
     batch: Any = field(repr=False)
     step: Callable[[nn.Module, Any], Any] = field(repr=False)
+
+    @property
+    def selects(self) -> bool:
+        """Whether it keeps some rows, or orders them, by their values, as detectors do with boxes."""
+        return any(selects(op, self.record) for op in self.record.ops)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from bitsplit.network.record import Op, Ref
+import torch
+
+from bitsplit.network.record import Op, Record, Ref
 
 
 def _names(text: str) -> frozenset[str]:
@@ -54,10 +56,14 @@ ADDITIONS = frozenset({"add", "sub", "rsub"})
 # Normalisation of channels by stored statistics.
 NORMS = frozenset({"native_batch_norm", "cudnn_batch_norm", "_native_batch_norm_legit_no_training"})
 
-# Which rows come out, and in which order, hangs on values: the last digit of one can change it.
-SELECTING = _names(
-    "topk sort argsort nms nonzero masked_select argmax argmin unique _unique unique2 _unique2"
+# Which rows come out, how many, and in which order, hangs on values: the last digit of one can change it.
+# The results are values and their places; places; what lies under masks.
+ORDERING = frozenset({"topk", "sort"})
+CHOOSING = _names(
+    "nms nonzero argmax argmin _unique _unique2 unique_dim unique_consecutive unique_dim_consecutive"
 )
+MASKING = _names("masked_select index index_put")
+MASK_TYPES = (torch.bool, torch.uint8)
 
 # Two branches of the network meet in these.
 JOINS = ADDITIONS | {"mul", "cat", "stack", "maximum", "minimum"}
@@ -88,6 +94,12 @@ _KEEPING = REARRANGING | _names(
 # Weights may take part in these without sums of products: offsets, gains, tables, normalisation.
 HARMLESS = NORMS | ADDITIONS | _NONNEGATIVE | _KEEPING | PADDING
 HARMLESS |= _names("native_layer_norm native_group_norm _fused_rms_norm tanh pow lerp addcmul copy neg")
+
+
+def selects(op: Op, record: Record) -> bool:
+    """Whether ``op`` selects rows by values."""
+    masked = any(record.values[value].dtype in MASK_TYPES for value in op.inputs)
+    return op.name in ORDERING | CHOOSING or (op.name in MASKING and masked)
 
 
 def operand(op: Op, position: int, name: str) -> object:

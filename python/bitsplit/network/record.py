@@ -6,9 +6,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import torch
+
 LEAVES_TORCH = "leaves_torch"  # an operation of the record's own: NumPy or Python reads the values
 
 Origin = Literal["parameter", "buffer", "input", "constant", "unknown", "op"]
+
+
+def base_name(operation: torch._ops.OpOverload) -> str:
+    """``aten.relu_.default`` is ``relu``."""
+    return operation._schema.name.split("::")[-1].removesuffix("_")
 
 
 @dataclass(frozen=True)
@@ -27,6 +34,7 @@ class Value:
     """
 
     shape: tuple[int, ...]
+    dtype: torch.dtype
     origin: Origin
     name: str = ""
     producer: int | None = None
@@ -34,7 +42,7 @@ class Value:
 
 @dataclass(slots=True)
 class Op:
-    """One operation, by its base name: ``aten.relu_.default`` is ``relu``.
+    """One operation, by its ``base_name``.
 
     args, kwargs: as called, tensors replaced by ``Ref``.  call: the innermost module call it ran in, or None.
     overwritten: for every piece of memory that it writes into, the number of the operation that had made it,

@@ -14,9 +14,10 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from bitsplit.data.batches import count_images
 from bitsplit.device import fresh
 from bitsplit.errors import ModelError
-from bitsplit.network.record import LEAVES_TORCH, Call, Op, Origin, Record, Ref, Value
+from bitsplit.network.record import LEAVES_TORCH, Call, Op, Origin, Record, Ref, Value, base_name
 from bitsplit.network.running import Step, attempt, default_step, output_tensors, refuse_unseeable, unchanged
 
 
@@ -77,13 +78,12 @@ class _Recorder(TorchDispatchMode):
         inputs = [leaf for leaf in pytree.tree_leaves(batch) if isinstance(leaf, Tensor)]
         for tensor in inputs:
             self._note(tensor, self._new_value(tensor, "input"))
-        if inputs and inputs[0].dim() > 0:
-            self.record.batch_size = max(1, inputs[0].shape[0])
+        self.record.batch_size = max(1, count_images(batch))
 
     # Values of tensors
 
     def _new_value(self, tensor: Tensor, origin: str, name: str = "", producer: int | None = None) -> int:
-        self.record.values.append(Value(tuple(tensor.shape), origin, name, producer))
+        self.record.values.append(Value(tuple(tensor.shape), tensor.dtype, origin, name, producer))
         return len(self.record.values) - 1
 
     def _note(self, tensor: Tensor, value: int) -> None:
@@ -157,9 +157,8 @@ class _Recorder(TorchDispatchMode):
                     self._writes.pop(_memory_of(tensor), None)  # new memory, perhaps at a known address
                     self._makers[_memory_of(tensor)] = number
                 self._note(tensor, value)
-        name = func._schema.name.split("::")[-1].removesuffix("_")
         overwritten = tuple(self._makers.get(_memory_of(tensor), -1) for tensor in mutated)
-        self._append_op(name, *refs, inputs, tuple(outputs), overwritten)
+        self._append_op(base_name(func), *refs, inputs, tuple(outputs), overwritten)
         return result
 
     # Module calls
