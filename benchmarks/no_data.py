@@ -15,18 +15,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from cifar_reconstruction import AFFINE, WIDTHS, measure
+from cifar_reconstruction import AFFINE, ECAQ, WIDTHS, measure
 from cifar_resnet20 import Work
 
 import bitsplit
 
 SIZE = (3, 32, 32)
+CHAINS = ["minmax", "closed form", "learned"]
 
 
-def chains(iterations: int) -> dict[str, list[Any]]:
-    """By name; blocks are learned with so many iterations."""
+def chains(iterations: int, quantized_inputs: bool) -> dict[str, list[Any]]:
+    """By name; blocks are learned with so many iterations.  The closed form is that of effort `fast`."""
     learned = bitsplit.QDrop(iterations=iterations, rate=1e-2, step_rate=4e-4)
-    return {"minmax": ["minmax"], "bitsplit affine": [AFFINE], "learned": [AFFINE, learned]}
+    closed = ECAQ if quantized_inputs else AFFINE
+    return {"minmax": ["minmax"], "closed form": [closed], "learned": [closed, learned]}
 
 
 def main() -> None:
@@ -37,7 +39,7 @@ def main() -> None:
     parser.add_argument("--iterations", type=int, default=200)
     parser.add_argument("--learned", type=int, default=300)
     parser.add_argument("--bits", nargs="+", choices=WIDTHS, default=["W4A32", "W4A4", "W2A4"])
-    parser.add_argument("--only", nargs="+", choices=chains(1), default=list(chains(1)))
+    parser.add_argument("--only", nargs="+", choices=CHAINS, default=CHAINS)
     parser.add_argument("--sheet", type=Path)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", default="cpu")
@@ -61,7 +63,7 @@ def main() -> None:
         for bits in arguments.bits:
             cells = []
             for images in sources.values():
-                chain = chains(arguments.learned)[name]
+                chain = chains(arguments.learned, WIDTHS[bits][1] is not None)[name]
                 cells.append(str(measure(work, chain, "qdrop", WIDTHS[bits], range(1), images=images)))
             print(f"| {name} | {bits} | " + " | ".join(cells) + " |", flush=True)
 
