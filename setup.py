@@ -51,13 +51,12 @@ def extension() -> Extension:
         return CppExtension("bitsplit._C", sources, include_dirs=include_dirs, extra_compile_args=flags)
     packages = cuda_toolkit.package_folder(torch.version.cuda)
     headers, libraries = cuda_toolkit.bridge_gaps(DECISION.toolkit, packages, ROOT / "build" / "cuda")
-    flags = {"cxx": [*CXX_FLAGS, "-DBITSPLIT_WITH_CUDA"], "nvcc": [*NVCC_FLAGS, "-DBITSPLIT_WITH_CUDA"]}
+    flags = {"cxx": CXX_FLAGS, "nvcc": NVCC_FLAGS}
     return CUDAExtension(
         "bitsplit._C",
         sources,
         include_dirs=[*include_dirs, str(headers)],
         library_dirs=[str(libraries)],
-        libraries=["cublas"],
         extra_compile_args=flags,
     )
 

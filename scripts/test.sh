@@ -7,7 +7,7 @@ prepare
 for sanitizer in "" thread address; do
   folder="build/tests${sanitizer:+-$sanitizer}"
   say "C++ tests${sanitizer:+ under the $sanitizer sanitizer}"
-  cmake -S . -B "$folder" -DBITSPLIT_SANITIZE="$sanitizer" -DPython3_EXECUTABLE="$PWD/.venv/bin/python" > /dev/null
+  cmake -S . -B "$folder" -DBITSPLIT_SANITIZE="$sanitizer" > /dev/null
   cmake --build "$folder" --parallel "$MAX_JOBS" -- --no-print-directory
   ctest --test-dir "$folder" --output-on-failure
 done

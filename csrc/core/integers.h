@@ -7,6 +7,8 @@
 
 namespace bitsplit {
 
+constexpr int64_t kMostSteps = int64_t{1} << 30;  // of a kernel, stride or padding: products of two fit int64
+
 // How many pieces of `unit` it takes to hold `value`.
 BITSPLIT_HOST_DEVICE constexpr int64_t divide_up(int64_t value, int64_t unit) {
   return (value + unit - 1) / unit;

@@ -235,10 +235,9 @@ TEST(GramPlan, PackedMemoryDoesNotGrowWithImages) {
   for (int64_t stride : {1, 2}) {
     Geometry geometry = g;
     geometry[1].stride = geometry[2].stride = stride;
-    const std::vector<Term> terms = gram_terms(geometry);
     for (int64_t images : {64, 1024, 100000}) {
       const int64_t outputs = geometry[1].out() * geometry[2].out();
-      const Plan plan = choose_plan({geometry, images, 1, 64, 64, false, outputs}, terms);
+      const Plan plan = choose_plan({geometry, images, 1, 64, 64, false, outputs});
       const int64_t values = plan.patches ? 64 * 9 + 64 : (64 + 64) * 56 * 56;
       EXPECT_LE(plan.chunk * plan.tile * values, kChunkValues);
       EXPECT_GE(plan.tiles * plan.tile, plan.patches ? images * outputs : images);
@@ -249,10 +248,36 @@ TEST(GramPlan, PackedMemoryDoesNotGrowWithImages) {
 TEST(GramPlan, DepthwiseRunsOnLanesOfGroupsAndWideLayersDoNot) {
   const Axis axis{14, 3, 1, 1, 1};
   const Geometry g = plane(axis, axis);
-  EXPECT_TRUE(choose_plan({g, 8, 96, 1, 1, false, 196}, gram_terms(g)).lanes_are_groups);
-  EXPECT_FALSE(choose_plan({g, 8, 1, 96, 96, false, 196}, gram_terms(g)).lanes_are_groups);
-  EXPECT_FALSE(choose_plan({g, 8, 1, 96, 96, false, 196}, gram_terms(g)).patches);
-  EXPECT_TRUE(choose_plan({g, 8, 1, 96, 96, true, 10}, gram_terms(g)).patches);
+  EXPECT_TRUE(choose_plan({g, 8, 96, 1, 1, false, 196}).lanes_are_groups);
+  EXPECT_FALSE(choose_plan({g, 8, 1, 96, 96, false, 196}).lanes_are_groups);
+  EXPECT_FALSE(choose_plan({g, 8, 1, 96, 96, false, 196}).patches);
+  EXPECT_TRUE(choose_plan({g, 8, 1, 96, 96, true, 10}).patches);
+}
+
+TEST(GramPlan, LargeKernelsAreUnfolded) {
+  for (int64_t kernel : {3, 7, 13, 31}) {
+    const Axis axis{32, kernel, 1, kernel / 2, 1};
+    for (int64_t groups : {1, 4}) {
+      const Plan plan = choose_plan({plane(axis, axis), 8, groups, 4 / groups, 1, false, 1024});
+      EXPECT_EQ(plan.patches, kernel == 31) << kernel << " " << groups;
+    }
+  }
+}
+
+TEST(GramPlan, WorkIsThatOfTheTerms) {
+  for (const Axis& axis : {Axis{9, 3, 1, 1, 1}, Axis{11, 5, 2, 2, 1}, Axis{8, 3, 1, 2, 2}}) {
+    const Geometry g = plane(axis, {7, 2, 1, 0, 1});
+    Work counted{0, 0};
+    for (const Term& term : gram_terms(g)) {
+      const double share =
+          term.symmetric ? 0.5 : 1;  // of the products of a position with itself half is used
+      counted.positions += share * double(term.count[0] * term.count[1] * term.count[2]);
+      counted.destinations += share * double(term.destinations.size());
+    }
+    const Work work = gram_work(g);
+    EXPECT_EQ(work.positions, counted.positions);
+    EXPECT_EQ(work.destinations, counted.destinations);
+  }
 }
 
 }  // namespace

@@ -3,12 +3,11 @@
 #include <ATen/ATen.h>
 #include <torch/library.h>
 
+#include "core/integers.h"
 #include "ops/dense.h"
 
 namespace bitsplit::gram {
 namespace {
-
-constexpr int64_t kMost = 1 << 30;  // their products fit int64
 
 Geometry read_geometry(at::IntArrayRef size, at::IntArrayRef kernel, at::IntArrayRef stride,
                        at::IntArrayRef padding, at::IntArrayRef dilation) {
@@ -17,8 +16,8 @@ Geometry read_geometry(at::IntArrayRef size, at::IntArrayRef kernel, at::IntArra
     TORCH_CHECK(values.size() == axes, "gram: ", name, " needs one value for each of the ", axes,
                 " spatial axes of x, got ", values);
     for (int64_t value : values)
-      TORCH_CHECK(value >= least && value <= kMost, "gram: ", name, " must lie in [", least, ", ", kMost,
-                  "], got ", values);
+      TORCH_CHECK(value >= least && value <= kMostSteps, "gram: ", name, " must lie in [", least, ", ",
+                  kMostSteps, "], got ", values);
   };
   need(kernel, "kernel", 1);
   need(stride, "stride", 1);

@@ -39,15 +39,16 @@ inline double multiply_adds(int64_t groups, int64_t width, bool lanes_are_groups
   return double(groups) * double(round_up(width, kLanes)) * double(round_up(width, kLanes));
 }
 
-inline Plan choose_plan(const Shape& shape, const std::vector<Term>& terms) {
-  double shared = 0;  // positions to be multiplied when taps share their products
-  for (const Term& term : terms)
-    shared += double(term.count[0] * term.count[1] * term.count[2]) * (term.symmetric ? 0.5 : 1.0);
+inline Plan choose_plan(const Shape& shape) {
   const auto& g = shape.geometry;
   const int64_t outputs = g[0].out() * g[1].out() * g[2].out(), image = g[0].size * g[1].size * g[2].size;
   const int64_t columns = shape.channels * tap_count(g), width = shape.groups * (shape.channels + shape.rows);
 
   constexpr double kGather = 64;  // multiply-adds in the time it takes to fetch one value of a patch
+  constexpr double kScatter = 8;  // and to add one product to a sum in memory, which every tile does
+  const Work work = gram_work(g);
+  const double images_of_tile = std::max(1.0, double(kTilePositions) / double(std::max(image, outputs)));
+  const double shared = work.positions + kScatter * work.destinations / images_of_tile;
   Plan best{};
   double least = -1;
   for (bool patches : {false, true})

@@ -102,6 +102,25 @@ inline std::vector<AxisPiece> axis_pieces(const Axis& axis) {
   return pieces;
 }
 
+// What all terms of G come to: positions to multiply, and destinations to add their products to.
+struct Work {
+  double positions = 1, destinations = 1;
+};
+
+inline Work gram_work(const Geometry& geometry) {
+  Work work;
+  for (const Axis& axis : geometry) {
+    double positions = 0, destinations = 0;
+    for (const AxisPiece& piece : axis_pieces(axis)) {
+      positions += double(piece.count);
+      destinations += double(piece.pairs.size());
+    }
+    work.positions *= positions;
+    work.destinations *= destinations;
+  }
+  return {work.positions / 2, work.destinations / 2};  // the other half follows by symmetry
+}
+
 inline int64_t tap_count(const Geometry& geometry) {
   return geometry[0].kernel * geometry[1].kernel * geometry[2].kernel;
 }

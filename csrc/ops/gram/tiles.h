@@ -21,17 +21,16 @@ void in_parallel(int64_t count, const Job& job) {
 // A problem under its plan. When patches are unfolded, a patch is an "image" of one position with N channels.
 template <typename T>
 struct Layer {
-  explicit Layer(const Problem& p) : geometry(p.geometry), gram(gram_terms(p.geometry)) {
+  explicit Layer(const Problem& p) : geometry(p.geometry) {
     plan = choose_plan(
-        {geometry, p.images, p.groups, p.channels, p.rows, p.positions.defined(), p.patches_per_image()},
-        gram);
+        {geometry, p.images, p.groups, p.channels, p.rows, p.positions.defined(), p.patches_per_image()});
     x = {p.x.const_data_ptr<T>(), p.x.stride(1), p.groups, p.channels, 1, plan.lanes_are_groups};
     if (p.rows > 0) y = {p.y.const_data_ptr<T>(), p.y.stride(1), p.groups, p.rows, 1, plan.lanes_are_groups};
     if (plan.patches) {
       x.taps = p.taps();
       geometry = Geometry{};
-      gram = gram_terms(geometry);
     }
+    gram = gram_terms(geometry);
     cross = cross_terms(geometry);
     for (int k = 0; k < 3; ++k) {
       x_size[k] = geometry[k].size;

@@ -5,6 +5,8 @@
 
 #include <limits>
 
+#include "core/integers.h"
+
 namespace bitsplit::integer {
 namespace {
 
@@ -19,10 +21,9 @@ void check(const at::Tensor& tensor, const char* name, at::ScalarType type, int6
 }
 
 Axes axes_of(at::IntArrayRef pair, const char* name, int64_t least) {
-  constexpr int64_t kMost = 1 << 30;  // their products fit int64
-  const auto fits = [&](int64_t value) { return value >= least && value <= kMost; };
+  const auto fits = [&](int64_t value) { return value >= least && value <= kMostSteps; };
   TORCH_CHECK(pair.size() == 2 && fits(pair[0]) && fits(pair[1]), name, " must be two numbers in [", least,
-              ", ", kMost, "], got ", pair);
+              ", ", kMostSteps, "], got ", pair);
   return {pair[0], pair[1]};
 }
 
