@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -51,8 +51,8 @@ class _Recorder(TorchDispatchMode):
     """Builds the record.
 
     A tensor's value is looked up by the tensor object (weakly, so no activation is kept alive) together with
-    the number of writes its memory had seen when the value was noted: after a write through another view,
-    the value is joined with what was written.
+    the number of writes its memory had seen when the value was noted: after writes through other views, the
+    value is joined with what was written.
     """
 
     def __init__(self, model: nn.Module, batch: Any) -> None:
@@ -62,7 +62,8 @@ class _Recorder(TorchDispatchMode):
         self._stack: list[int] = []
         self._call_counts: Counter[str] = Counter()
         self._noted: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
-        self._writes: dict[int, tuple[int, int, bool]] = {}  # memory -> writes, value written last, all of it
+        self._written: defaultdict[int, list[int]] = defaultdict(list)  # memory -> values, in order
+        self._overwritten: Counter[int] = Counter()  # memory -> writes up to the last one that filled all of it
         self._makers: dict[int, int] = {}  # memory -> the operation that made it
         self._register_sources(batch)
 
@@ -87,8 +88,7 @@ class _Recorder(TorchDispatchMode):
         return len(self.record.values) - 1
 
     def _note(self, tensor: Tensor, value: int) -> None:
-        writes = self._writes.get(_memory_of(tensor), (0, 0, False))[0]
-        self._noted[tensor] = (value, writes)
+        self._noted[tensor] = (value, len(self._written[_memory_of(tensor)]))
 
     def read(self, tensor: Tensor, otherwise: Origin = "unknown") -> int:
         """The value ``tensor`` holds now; one never seen before comes from ``otherwise``."""
@@ -98,10 +98,11 @@ class _Recorder(TorchDispatchMode):
             self._note(tensor, value)
             return value
         value, seen = noted
-        writes, written, everything = self._writes.get(_memory_of(tensor), (0, 0, False))
-        if writes == seen:
+        written = self._written[_memory_of(tensor)]
+        if len(written) == seen:
             return value
-        inputs = (written,) if everything else (value, written)
+        whole = self._overwritten[_memory_of(tensor)] - 1
+        inputs = tuple(written[whole:]) if whole >= seen else (value, *written[seen:])
         joined = self._new_value(tensor, "op", producer=len(self.record.ops))
         self._append_op("alias", tuple(Ref(v) for v in inputs), {}, inputs, (joined,))
         self._note(tensor, joined)
@@ -118,9 +119,9 @@ class _Recorder(TorchDispatchMode):
 
     def _write(self, tensor: Tensor, value: int) -> None:
         memory = _memory_of(tensor)
-        writes = self._writes.get(memory, (0, 0, False))[0]
-        everything = tensor.numel() * tensor.element_size() == _bytes_of(tensor)
-        self._writes[memory] = (writes + 1, value, everything)
+        self._written[memory].append(value)
+        if tensor.numel() * tensor.element_size() == _bytes_of(tensor):
+            self._overwritten[memory] = len(self._written[memory])
         self._note(tensor, value)
 
     def _append_op(
@@ -154,7 +155,8 @@ class _Recorder(TorchDispatchMode):
                 self._write(tensor, value)
             else:
                 if _memory_of(tensor) not in memories:
-                    self._writes.pop(_memory_of(tensor), None)  # new memory, perhaps at a known address
+                    self._written.pop(_memory_of(tensor), None)  # new memory, perhaps at a known address
+                    self._overwritten.pop(_memory_of(tensor), None)
                     self._makers[_memory_of(tensor)] = number
                 self._note(tensor, value)
         overwritten = tuple(self._makers.get(_memory_of(tensor), -1) for tensor in mutated)
