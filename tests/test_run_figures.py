@@ -9,6 +9,7 @@ from residual_net import METHODS, Block
 from torch import Tensor, nn
 
 import bitsplit
+from bitsplit.calibration.features import FeatureStore
 from bitsplit.calibration.forecast import row_bytes
 from bitsplit.data import as_batches
 from bitsplit.network import observe
@@ -37,6 +38,19 @@ def test_the_forecast_knows_the_rows(model, images, name):
     expected = {"brecq": 2, "brecq fisher": 3, "qdrop": 3}[name]
     batches = as_batches(images, 8, inputs_only=True, device=torch.device("cpu"))
     assert row_bytes(network, [METHODS[name]], batches) == expected * 40 * 8 * 8 * 8 * 4
+
+
+@pytest.mark.parametrize("asked", [16, 40])
+def test_the_forecast_knows_what_a_trial_compares_with(images, monkeypatch, asked):
+    """The network gives far more than its features hold."""
+    net = nn.Sequential(layer(3, 8), nn.ReLU(), layer(8, 8), nn.Upsample(scale_factor=4)).eval()
+    found = []
+    monkeypatch.setattr(FeatureStore, "close", lambda store: found.append((store.reserved, store.most)))
+    bitsplit.sensitivities(
+        net, images, "minmax", policy="all", widths=(2, 8), batch_size=8, images=asked, outputs="values"
+    )
+    ((forecast, used),) = found
+    assert forecast == used > asked * 8 * 32 * 32 * 4
 
 
 class Wide(nn.Module):

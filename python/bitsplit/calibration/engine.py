@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from bitsplit.calibration.attaching import attach_quantizers
 from bitsplit.calibration.checkpoint import Checkpoint
 from bitsplit.calibration.features import FeatureStore
-from bitsplit.calibration.forecast import feature_bytes, forecast, row_bytes
+from bitsplit.calibration.forecast import feature_bytes, forecast, response_bytes, row_bytes
 from bitsplit.calibration.learner import Learner
 from bitsplit.calibration.memory import room_on_card
 from bitsplit.calibration.piece import EnginePiece, learn
@@ -103,6 +103,13 @@ class Engine:
         """Batch number ``index`` through all of ``model``."""
         return (self.student_replay if model is self.student else self.teacher_replay).run(index, batch)
 
+    def wanted(self, index: int, batch: Any) -> Any:
+        """What the float network gives for batch number ``index``; computed once."""
+        key = ("wanted", index)
+        if key not in self.store:
+            self.store.put(key, self.teacher_replay.run(index, batch), self.teacher_replay.device)
+        return self.store.get(key)
+
     def input_samples(self, names: Sequence[str], limit: int, inputs: Inputs) -> dict[str, InputSample]:
         """Of every layer named up to about ``limit`` values of its input."""
         return collect_samples(self, names, limit, inputs == "quantized")
@@ -153,6 +160,7 @@ class Engine:
         """What the run will need, in words; refused when that is more than there is."""
         features = feature_bytes(self.network, self.schedule, self.data)
         features += row_bytes(self.network, self.methods, self.data)
+        features += response_bytes(self.network, self.methods, self.data)
         device = self.student_replay.device
         card = room_on_card(device)
         needed = forecast(self.network, self.plan, self.methods, features, card, self.store.budget)

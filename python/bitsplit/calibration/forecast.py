@@ -73,6 +73,14 @@ def row_bytes(network: Network, methods: list[Method], data: Batches) -> int:
     return element_bytes(network) * most * data.images // network.record.batch_size
 
 
+def response_bytes(network: Network, methods: list[Method], data: Batches) -> int:
+    """Of what the float network gives, where methods compare with that."""
+    record = network.record
+    images = min(data.images, max(method.asked_images for method in methods))
+    outputs = sum(math.prod(record.values[value].shape) for value in record.outputs)
+    return element_bytes(network) * outputs * images // record.batch_size
+
+
 def element_bytes(network: Network) -> int:
     """Of a number that the network computes with."""
     return max(layer.module.weight.element_size() for layer in network.layers.values())

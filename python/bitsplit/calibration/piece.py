@@ -49,7 +49,6 @@ class EnginePiece:
         self.module = self._joined(engine.student)
         self.device = device_of(self.module)
         self._twin = self._joined(engine.teacher)
-        self._wanted: dict[int, Any] = {}  # what the float network gives for a batch
 
     def _joined(self, model: nn.Module) -> nn.Module:
         modules = [model.get_submodule(part) for part in self._parts]
@@ -97,9 +96,7 @@ class EnginePiece:
         engine = self._engine
         with self._skipping(engine.student_replay), self._skipping(engine.teacher_replay):
             for index, batch in engine.batches():
-                if index not in self._wanted:
-                    self._wanted[index] = engine.teacher_replay.run(index, batch)
-                yield engine.student_replay.run(index, batch), self._wanted[index]
+                yield engine.student_replay.run(index, batch), engine.wanted(index, batch)
 
     def iterations(self, count: int) -> Iterator[int]:
         """0, 1, ... count - 1, with progress."""

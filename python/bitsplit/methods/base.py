@@ -60,6 +60,11 @@ class Method(Config):
         return 0, 0
 
     @property
+    def asked_images(self) -> int:
+        """Of how many images it compares what the whole network gives, again and again."""
+        return 0
+
+    @property
     def defers_inputs(self) -> bool:
         """Whether ``finish`` fits the input quantizers."""
         return False

@@ -58,6 +58,10 @@ class Trial(Method):
         inputs, outputs = zip(*(method.kept_rows for method in self.chain), strict=True)
         return max(inputs), max(outputs)
 
+    @property
+    def asked_images(self) -> int:
+        return self.images
+
     def memory(self, kind: LayerKind, groups: int, columns: int) -> int:
         return max(method.memory(kind, groups, columns) for method in self.chain)
 
