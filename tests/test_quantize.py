@@ -144,6 +144,37 @@ def test_in_place_keeps_the_module_objects(model: nn.Module, images: Tensor) -> 
     assert torch.equal(model(images), copied(images))
 
 
+def test_in_place_reaches_what_a_model_holds_in_plain_attributes(images: Tensor) -> None:
+    """A list of modules, and a hook that is a method of the model."""
+
+    class Heads(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.one, self.two = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 2, 3), nn.Conv2d(4, 2, 3)
+            self.heads, self.seen = [self.one, self.two], 0
+            self.stem.register_forward_hook(self.note)
+
+        def note(self, *_: object) -> None:
+            self.seen += 1
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = torch.relu(self.stem(x))
+            return sum(head(x) for head in self.heads)
+
+    model = Heads().eval()
+    bitsplit.quantize(model, images, weights=4, activations=8, inplace=True)
+    model.double()
+    assert model(images.double()).dtype is torch.float64
+    before = model.seen
+    model.two.weight.data.zero_()
+    model.two.bias.data.zero_()
+    model.one.bias = None
+    out = model(images.double())
+    assert model.seen == before + 1
+    x = torch.relu(model.stem(images.double()))
+    assert torch.equal(out, model.one(x) + model.two(x))
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_same_codes_run_after_run_and_with_any_memory(model: nn.Module, images: Tensor, method: str) -> None:
     first = bitsplit.quantize(model, images, method, weights=3, activations=4, batch_size=10)

@@ -14,13 +14,12 @@ def adopt(model: nn.Module, source: nn.Module) -> nn.Module:
     kept = {id(copied): original for original, copied in _pairs(model, source)}
     for copied in list(source.modules()):
         original = kept.get(id(copied), copied)
-        state = dict(copied.__dict__)
-        state["_modules"] = type(copied._modules)(
+        copied._modules = type(copied._modules)(
             (name, None if child is None else kept.get(id(child), child))
             for name, child in copied._modules.items()
         )
         original.__class__ = copied.__class__
-        original.__dict__ = state
+        original.__dict__ = copied.__dict__  # one for both: hooks and plain attributes may hold the copy
     return model
 
 
