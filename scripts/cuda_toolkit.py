@@ -66,9 +66,9 @@ def package_folder(torch_cuda: str) -> Path | None:
 def bridge_gaps(toolkit: Path, packages: Path | None, folder: Path) -> tuple[Path, Path]:
     """Fill what a toolkit lacks with links to the packages torch runs on.
 
-    A packaged toolkit has `libcudart.so.13` but no `libcudart.so`; a system toolkit may lack the headers
-    of other libraries. Only what is missing is linked: a whole second include folder would mix two versions of the
-    runtime's headers, because a header prefers its neighbours.
+    A packaged toolkit has `libcudart.so.13` but no `libcudart.so`; a system toolkit may lack the headers of
+    other libraries. Only what is missing is linked: a whole second include folder would mix two versions of
+    the runtime's headers, because a header prefers its neighbours.
 
     Returns the include folder and the library folder, both inside `folder`; links that are right stay.
     """

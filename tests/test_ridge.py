@@ -70,7 +70,7 @@ def test_few_images_hold_the_weights_and_many_leave_them_free(weight: Tensor) ->
 
 def test_the_halves_may_be_exchanged(weight: Tensor) -> None:
     one, other = halves(200, weight)
-    chosen = [chosen_share(weight, pair, GRID, CHOICES, 0.01, False) for pair in ((one, other), (other, one))]
+    chosen = [chosen_share(weight, pair, GRID, CHOICES, False) for pair in ((one, other), (other, one))]
     assert chosen[0] == chosen[1]
 
 

@@ -59,7 +59,6 @@ class BitSplit(WeightMethod):
     fewer.
     ridge: what holds the weights near the float ones, as a share of every input's energy; ``auto`` finds it
     for every layer by fitting one half of the images and looking at the other (where all patches are used).
-    damping: of the second moments, where rounding errors are fed back.
     error_compensation: fit inputs from the quantized predecessors instead of float ones.  refit_bias: let the
     bias absorb means.  reestimate_norms: give norms that stayed the statistics of the quantized network.
     patches: fit on so many sampled patches instead of all.  activations_last: fit input scales when all
@@ -79,7 +78,6 @@ class BitSplit(WeightMethod):
     polish: bool = True
     error_compensation: bool = True
     refit_bias: bool = True
-    damping: float = Field(0.01, gt=0)
     ridge: Literal["auto"] | NonNegativeFloat = "auto"
     patches: int | None = Field(None, ge=1)
     reestimate_norms: bool = False
@@ -150,7 +148,7 @@ class BitSplit(WeightMethod):
     def fit_weights(self, task: LayerTask) -> None:
         if self._in_parts(task.kind, task.weight.shape[2]):
             choices = self._choices(task.weight_grid.bits)
-            return fit_in_parts(task, choices, self.scales, self.damping, self.ridge, self.refit_bias)
+            return fit_in_parts(task, choices, self.scales, self.ridge, self.refit_bias)
         sums, share = self._seen(task)
         moments = held(task.weight, sums.centred() if self.refit_bias else sums, share)
         found = self.fit_rows(task.weight, moments.gram, moments.cross, task.weight_grid, task.seed)
@@ -164,7 +162,7 @@ class BitSplit(WeightMethod):
         if self.patches is not None:
             return task.statistics(inputs, self.patches), 0.0 if self.ridge == "auto" else self.ridge
         choices = self._choices(task.weight_grid.bits)
-        return seen(task, task.weight, inputs, self.ridge, choices, self.damping, self.refit_bias)
+        return seen(task, task.weight, inputs, self.ridge, choices, self.refit_bias)
 
     def _choices(self, bits: int) -> list[tuple[int, int]]:
         """The levels that a row may have."""
@@ -190,7 +188,7 @@ class BitSplit(WeightMethod):
     def _several(self, weight: Tensor, gram: Tensor, cross: Tensor, grid: Grid, seed: int) -> Descent:
         """Scales rounded with error feedback and polished, then searched around; the best per row."""
         gram, cross = gram.float(), cross.float()
-        factor = feedback_factor(gram, self.damping)
+        factor = feedback_factor(gram)
         target = response_target(weight, gram, cross, factor).float()
         scales = start_scales(influential(weight, gram), grid, self.scales)
         fit_scale = not grid.power_of_two

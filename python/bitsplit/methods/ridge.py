@@ -46,7 +46,6 @@ def chosen_share(
     halves: tuple[Statistics, Statistics],
     grid: Grid,
     choices: list[tuple[int, int]],
-    damping: float,
     centre: bool,
 ) -> float:
     """The share after which a larger one no longer helps the other half; 0 where one half is empty.
@@ -62,7 +61,7 @@ def chosen_share(
     best, least = 0.0, float("inf")
     for share in SHARES:
         loss = sum(
-            _loss_on(test, *rounded(weight, held(weight, fit, share), scale, levels, damping)[:2])
+            _loss_on(test, *rounded(weight, held(weight, fit, share), scale, levels)[:2])
             for fit, test in (halves, halves[::-1])
         )
         if loss >= least:
@@ -77,7 +76,6 @@ def seen(
     inputs: Inputs,
     ridge: float | Literal["auto"],
     choices: list[tuple[int, int]],
-    damping: float,
     centre: bool,
     view: View | None = None,
 ) -> tuple[Statistics, float]:
@@ -85,7 +83,7 @@ def seen(
     if ridge != "auto":
         return task.statistics(inputs, view=view), ridge
     halves = task.halves(inputs, view)
-    share = chosen_share(weight, halves, task.weight_grid, choices, damping, centre)
+    share = chosen_share(weight, halves, task.weight_grid, choices, centre)
     return halves[0] + halves[1], share
 
 

@@ -24,13 +24,13 @@ def start_scales(weight: Tensor, grid: Grid, multiples: Sequence[float]) -> Tens
 
 
 def rounded(
-    weight: Tensor, moments: Statistics, scale: Tensor, levels: Tensor, damping: float
+    weight: Tensor, moments: Statistics, scale: Tensor, levels: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Codes [g, M, N] of the start that loses least, its scale [g, M] and levels [g, M, 2].
 
     scale: [g, R].  levels: [g, R, 2].  Starts are stacked along R.
     """
     gram, cross = moments.gram.float(), moments.cross.float()
-    factor = feedback_factor(gram, damping)
+    factor = feedback_factor(gram)
     target = response_target(weight, gram, cross, factor).float()
     return round_starts(target, scale, factor, levels, keep=1)

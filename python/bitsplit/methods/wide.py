@@ -57,7 +57,6 @@ def fit_in_parts(
     task: LayerTask,
     choices: Sequence[tuple[int, int]],
     scales: Sequence[float],
-    damping: float,
     ridge: float | Literal["auto"],
     refit_bias: bool,
 ) -> None:
@@ -73,9 +72,9 @@ def fit_in_parts(
     for begin in range(0, columns, width):
         part = slice(begin, min(begin + width, columns))
         cut = Cut.out_of(part, weight)
-        sums, ridge = seen(task, weight[:, :, part], "quantized", ridge, choices, damping, refit_bias, cut)
+        sums, ridge = seen(task, weight[:, :, part], "quantized", ridge, choices, refit_bias, cut)
         moments = held(weight[:, :, part], sums.centred() if refit_bias else sums, ridge)
-        codes[:, :, part], scale, levels = rounded(weight[:, :, part], moments, scale, levels, damping)
+        codes[:, :, part], scale, levels = rounded(weight[:, :, part], moments, scale, levels)
         weight[:, :, part] = codes[:, :, part] * scale.unsqueeze(2)
     store_levels(task, codes, scale, levels)
     if refit_bias:
