@@ -61,7 +61,7 @@ def test_a_ridge_is_every_input_seen_alone_with_the_float_answer(weight: Tensor)
 
 
 def test_few_images_hold_the_weights_and_many_leave_them_free(weight: Tensor) -> None:
-    shares = [chosen_share(weight, halves(n, weight), GRID, CHOICES, 0.01, False) for n in (60, 400, 40_000)]
+    shares = [chosen_share(weight, halves(n, weight), GRID, CHOICES, False) for n in (60, 400, 40_000)]
     assert shares == sorted(shares, reverse=True)
     assert shares[0] >= 0.1
     assert shares[-1] == 0
@@ -76,7 +76,7 @@ def test_the_halves_may_be_exchanged(weight: Tensor) -> None:
 
 def test_one_half_without_images_decides_nothing(weight: Tensor) -> None:
     some, _ = halves(60, weight)
-    assert chosen_share(weight, (some, sums_of(*some_of_none(weight))), GRID, CHOICES, 0.01, False) == 0
+    assert chosen_share(weight, (some, sums_of(*some_of_none(weight))), GRID, CHOICES, False) == 0
 
 
 def some_of_none(weight: Tensor) -> tuple[Tensor, Tensor]:
