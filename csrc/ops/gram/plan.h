@@ -39,26 +39,32 @@ inline double multiply_adds(int64_t groups, int64_t width, bool lanes_are_groups
   return double(groups) * double(round_up(width, kLanes)) * double(round_up(width, kLanes));
 }
 
+// Sums in memory that one product of all pairs of columns is added to, counting idle lanes.
+inline double sums_of_product(int64_t groups, int64_t width, bool lanes_are_groups) {
+  if (lanes_are_groups) return double(round_up(groups, kLanes)) * double(width) * double(width);
+  return double(groups) * double(width) * double(round_up(width, kLanes));
+}
+
 inline Plan choose_plan(const Shape& shape) {
   const auto& g = shape.geometry;
   const int64_t outputs = g[0].out() * g[1].out() * g[2].out(), image = g[0].size * g[1].size * g[2].size;
   const int64_t columns = shape.channels * tap_count(g), width = shape.groups * (shape.channels + shape.rows);
 
-  constexpr double kGather = 64;  // multiply-adds in the time it takes to fetch one value of a patch
-  constexpr double kScatter = 8;  // and to add one product to a sum in memory, which every tile does
-  const Work work = gram_work(g);
-  const double images_of_tile = std::max(1.0, double(kTilePositions) / double(std::max(image, outputs)));
-  const double shared = work.positions + kScatter * work.destinations / images_of_tile;
+  // Multiply-adds in the time it takes to fetch one value of a patch, and to add one product to a sum.
+  constexpr double kGather = 64, kScatter = 16;
+  const Work shared = gram_work(g);
+  const double additions = shared.destinations / std::max(1.0, double(kTilePositions) / double(image));
   Plan best{};
   double least = -1;
   for (bool patches : {false, true})
     for (bool lanes_are_groups : {false, true}) {
       if (shape.sampled && !patches) continue;
-      const double positions = patches ? 0.5 * double(outputs) : shared;
-      const double gather = patches ? kGather * double(outputs) * double(columns * shape.groups) : 0;
-      const double cost =
-          positions * multiply_adds(shape.groups, patches ? columns : shape.channels, lanes_are_groups) +
-          gather;
+      const double unfolded = 0.5 * double(outputs) * multiply_adds(shape.groups, columns, lanes_are_groups) +
+                              kGather * double(outputs) * double(columns * shape.groups);
+      const double shifted =
+          shared.positions * multiply_adds(shape.groups, shape.channels, lanes_are_groups) +
+          kScatter * additions * sums_of_product(shape.groups, shape.channels, lanes_are_groups);
+      const double cost = patches ? unfolded : shifted;
       if (least >= 0 && cost >= least) continue;
       least = cost;
       best.patches = patches;
