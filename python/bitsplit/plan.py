@@ -137,6 +137,8 @@ class Plan(Document):
         title = f"{methods}, policy {self.rule}"
         if self.recipe.power_of_two:
             title += ", scales are powers of two"
+        if self.recipe.starting is not None and self.recipe.starting.per_tensor:
+            title += ", one weight scale a layer"
         table = Table(title=title, caption=self._caption(), caption_justify="left")
         for heading in ("layer", "kind", "unit", "weights", "input", "input quantizer", "why"):
             table.add_column(heading, overflow="fold")

@@ -28,7 +28,7 @@ def make_plan(network: Network, recipe: Recipe) -> Plan:
     policy = POLICIES[_own_policy(recipe.method) if recipe.policy == "paper" else recipe.policy]
     overrides = _overrides_by_layer(recipe, list(network.layers))
     places = _places(network)
-    starting = next((method.starting for method in recipe.method if method.starting is not None), None)
+    starting = recipe.starting
     weight_levels = "symmetric" if starting is None else starting.levels
     keys: dict[tuple[Any, ...], int] = {}
     in_weights = any(method.scales_in_weights for method in recipe.method)

@@ -126,6 +126,18 @@ class Recipe(Document):
         return self
 
     @model_validator(mode="after")
+    def _can_keep_to_one_scale(self) -> Recipe:
+        free = [method.name for method in self.method if method.needs_free_scales]
+        if self.starting is not None and self.starting.per_tensor and free:
+            raise ValueError(f"per_tensor: with these options {free[0]} needs a scale for every channel")
+        return self
+
+    @property
+    def starting(self) -> WeightMethod | None:
+        """What gives layers their first weights and input scales."""
+        return next((method.starting for method in self.method if method.starting is not None), None)
+
+    @model_validator(mode="after")
     def _asks_for_something(self) -> Recipe:
         overrides = [bits for layer in self.layers.values() for bits in layer.given.values()]
         if all(bits is None for bits in (self.weights, self.activations, *overrides)):

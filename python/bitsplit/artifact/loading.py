@@ -101,4 +101,4 @@ def _restore_tensor(model: nn.Module, name: str, value: Tensor) -> None:
 
 
 def _grid(stored: StoredGrid) -> Grid:
-    return Grid(stored.bits, stored.low, stored.high, stored.power_of_two)
+    return Grid(**dict(stored))

@@ -22,12 +22,14 @@ _FIELD = "bitsplit"
 
 
 class StoredGrid(Document):
-    """Integer levels low .. high of a code that is ``bits`` wide; whether its scales have to be 2^k."""
+    """Integer levels low .. high of a code that is ``bits`` wide; whether its scales have to be 2^k, or one
+    for all channels."""
 
     bits: int = Field(ge=2, le=8)
     low: int
     high: int
     power_of_two: bool = False
+    per_tensor: bool = False
 
 
 class StoredLayer(Document):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -91,7 +92,7 @@ def _copy(value: Tensor) -> Tensor:
 
 
 def _stored(grid: Grid) -> StoredGrid:
-    return StoredGrid(bits=grid.bits, low=grid.low, high=grid.high, power_of_two=grid.power_of_two)
+    return StoredGrid(**asdict(grid))
 
 
 def _require_current(name: str, layer: nn.Module) -> None:

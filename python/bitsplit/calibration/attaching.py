@@ -12,6 +12,7 @@ from bitsplit.quantizers import (
     attach_input_quantizer,
     attach_weight_quantizer,
 )
+from bitsplit.recipe import Recipe
 
 
 def attach_quantizers(model: nn.Module, plan: Plan) -> None:
@@ -20,7 +21,7 @@ def attach_quantizers(model: nn.Module, plan: Plan) -> None:
     for layer_plan in plan.layers:
         layer = model.get_submodule(layer_plan.name)
         if layer_plan.weights is not None:
-            attach_weight_quantizer(layer, _weight_grid(layer_plan, plan.recipe.power_of_two))
+            attach_weight_quantizer(layer, _weight_grid(layer_plan, plan.recipe))
         if layer_plan.activations is not None:
             grid = _activation_grid(layer_plan, plan.recipe.power_of_two)
             quantizer = ActivationQuantizer(grid, channel_axis=-1 - kind_of(layer).spatial)
@@ -30,10 +31,11 @@ def attach_quantizers(model: nn.Module, plan: Plan) -> None:
             )
 
 
-def _weight_grid(layer_plan: LayerPlan, power_of_two: bool) -> Grid:
+def _weight_grid(layer_plan: LayerPlan, recipe: Recipe) -> Grid:
     """All levels from zero where the plan says affine, else those around zero."""
     make = Grid.unsigned if layer_plan.weight_levels == "affine" else Grid.symmetric
-    return make(layer_plan.weights, power_of_two)
+    per_tensor = recipe.starting is not None and recipe.starting.per_tensor
+    return make(layer_plan.weights, recipe.power_of_two, per_tensor)
 
 
 def _activation_grid(layer_plan: LayerPlan, power_of_two: bool) -> Grid:

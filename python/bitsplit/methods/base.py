@@ -167,12 +167,13 @@ class WeightMethod(Method):
     """A method that fits a layer's input quantizer first and then its weights.
 
     levels: of the weights: ``symmetric`` around zero, which are 2^bits - 1, or ``affine``: all 2^bits, with a
-    zero point for every output channel.
+    zero point for every output channel.  per_tensor: one scale and zero point for all output channels.
     """
 
     policy: ClassVar[str | None] = "bitsplit"
     activations: AnyActivationMethod
     levels: WeightLevels = "symmetric"
+    per_tensor: bool = False
 
     @property
     def starting(self) -> WeightMethod:

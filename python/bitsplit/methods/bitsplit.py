@@ -29,7 +29,14 @@ from bitsplit.methods.wide import MOST_COLUMNS, fit_in_parts, part_width
 from bitsplit.network import LayerKind
 from bitsplit.ops.levels import level_choices
 from bitsplit.ops.split import Descent, fwa, ofwa, planes, polish, search
-from bitsplit.ops.starts import best_of, feedback_factor, influential, response_target, solve_starts
+from bitsplit.ops.starts import (
+    best_of,
+    feedback_factor,
+    influential,
+    polish_together,
+    response_target,
+    solve_starts,
+)
 from bitsplit.quantizers import Grid
 
 MATRICES = 4  # G, centred G, and four in float32 while it is factorized; and twice as much by halves
@@ -106,6 +113,10 @@ class BitSplit(WeightMethod):
             raise ValueError("activations_last needs error_compensation=False: weights come before them")
         if self.starts == "several" and not self.polish:
             raise ValueError('polish=False needs starts="planes": several starts are compared when polished')
+        if self.starts == "planes" and self.per_tensor:
+            raise ValueError(
+                'per_tensor needs starts="several": every row of bit planes has a scale of its own'
+            )
         if self.starts == "planes" and self.levels == "affine":
             raise ValueError('levels="affine" needs starts="several": bit planes are symmetric around zero')
         return self
@@ -191,9 +202,11 @@ class BitSplit(WeightMethod):
         factor = feedback_factor(gram)
         target = response_target(weight, gram, cross, factor).float()
         scales = start_scales(influential(weight, gram), grid, self.scales)
-        fit_scale = not grid.power_of_two
+        fit_scale, together = not (grid.power_of_two or grid.per_tensor), grid.per_tensor
         choices = self._choices(grid.bits)
-        best = solve_starts(target, scales, gram, cross, factor, choices, self.rounds, fit_scale)
+        best = solve_starts(target, scales, gram, cross, factor, choices, self.rounds, fit_scale, together)
+        if together and not grid.power_of_two:
+            best = polish_together(best, gram, cross, self.rounds)
         groups, rows, columns = best.codes.shape
         steps = min(self.search * columns, SEARCH_WORK // (groups * rows * columns))
         found = search(best.codes, best.scale, gram, cross, best.levels, steps, seed, fit_scale)

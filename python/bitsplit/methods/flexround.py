@@ -78,13 +78,13 @@ class _LayerDivisors:
         self._quantizer = quantizer = layer.module.weight_quantizer
         self.weight = layer.module.weight
         self.divisor = nn.Parameter(self._leading_to(quantizer.levels).log())
-        self.log_scale = nn.Parameter(quantizer.scale.log().to(self.weight.dtype))
+        self.log_scale = nn.Parameter(quantizer.own(quantizer.scale).log().to(self.weight.dtype))
         self.keeps_scale = quantizer.grid.power_of_two
         self.write()
 
     @property
     def scale(self) -> Tensor:
-        """Of every channel."""
+        """Of every channel, or one for all."""
         return self._quantizer.scale if self.keeps_scale else self.log_scale.detach().exp()
 
     def _leading_to(self, level: Tensor) -> Tensor:

@@ -105,8 +105,8 @@ def gradient_of(weight: nn.Parameter) -> Tensor:
 
 
 def log_scale_gradient(quantizer: WeightQuantizer, weight: nn.Parameter) -> Tensor:
-    """With regard to the logarithms of the scales, which every weight of a channel is proportional to."""
-    return quantizer.sum_per_channel(gradient_of(weight) * weight)
+    """With regard to the logarithms of the scales, which the weights are proportional to."""
+    return quantizer.sum_per_scale(gradient_of(weight) * weight)
 
 
 class Adam:
@@ -152,7 +152,7 @@ class LearnedScales:
         clock: Clock | None = None,
     ) -> None:
         self._scales = [of_weight for of_weight in scales if not of_weight[0].grid.power_of_two]
-        self._logarithms = [nn.Parameter(scale.log()) for _, _, scale in self._scales]
+        self._logarithms = [nn.Parameter(quantizer.own(scale).log()) for quantizer, _, scale in self._scales]
         self._adam = Adam(self._logarithms, rate, clock)
 
     @torch.no_grad()

@@ -6,7 +6,7 @@ from pydantic import Field
 
 from bitsplit.methods.activations import MseActivations
 from bitsplit.methods.base import AnyActivationMethod, WeightMethod
-from bitsplit.methods.ranges import best_range, store_nearest
+from bitsplit.methods.ranges import best_range, rows_of, store_nearest
 from bitsplit.methods.registry import register
 from bitsplit.methods.tasks import LayerTask
 from bitsplit.ops.ranges import channel_range
@@ -14,7 +14,7 @@ from bitsplit.ops.ranges import channel_range
 
 @register
 class Mse(WeightMethod):
-    """For weights (per output channel) and activations: the best of ``candidates`` shrunken ranges."""
+    """For weights and activations: the best of ``candidates`` shrunken ranges."""
 
     name = "mse"
     activations: AnyActivationMethod = MseActivations()
@@ -22,7 +22,7 @@ class Mse(WeightMethod):
     p: float = Field(2.0, gt=0)
 
     def fit_weights(self, task: LayerTask) -> None:
-        rows = task.weight.flatten(0, 1)
+        rows = rows_of(task)
         grid = task.weight_grid
         low, high = channel_range(rows, 0)
         found = best_range(rows, 0, grid, low, high, self.candidates, self.p)

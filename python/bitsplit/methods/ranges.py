@@ -24,13 +24,20 @@ def best_range(
     return lp_search(x, axis, grid.low, grid.high, low, high, candidates, p)
 
 
+def rows_of(task: LayerTask) -> Tensor:
+    """The weights [R, N] of a layer that have a scale of their own: of every channel, or all in one row."""
+    rows = task.weight.flatten(0, 1)
+    return rows.reshape(1, -1) if task.weight_grid.per_tensor else rows
+
+
 def store_nearest(task: LayerTask, scale: Tensor, zero_point: Tensor) -> None:
     """Give a layer the codes nearest to its weights, ties to the even level.
 
-    Scale and zero point: [g, M] or [g * M]; the scale is moved to a power of two where the grid wants one.
+    Scale and zero point: [R], of its ``rows_of``; the scale is moved to a power of two where the grid wants
+    one.
     """
     grid, shape = task.weight_grid, task.weight.shape[:2]
-    scale, zero_point = grid.allowed(scale, zero_point)
+    scale, zero_point = (values.expand(shape.numel()) for values in grid.allowed(scale, zero_point))
     zero = zero_point.view(*shape, 1)
     codes = torch.round(task.weight / scale.view(*shape, 1)) + zero
     task.store(codes.clamp(grid.low, grid.high), scale, zero_point)

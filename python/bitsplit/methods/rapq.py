@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from bitsplit.methods.clock import Clock
 from bitsplit.methods.learning import Adam
 from bitsplit.methods.qdrop import QDrop
+from bitsplit.methods.ranges import rows_of
 from bitsplit.methods.registry import register
 from bitsplit.methods.soft_rounding import were_chosen
 from bitsplit.methods.straight_through import RoundedWeight
@@ -130,9 +131,9 @@ class _LayerExponents:
 
     def __init__(self, layer: LayerTask) -> None:
         self.rounded = RoundedWeight(layer)
-        rows, grid = layer.weight.flatten(0, 1), layer.weight_grid
+        rows, grid = rows_of(layer), layer.weight_grid
         best = lp_search(rows, 0, grid.low, grid.high, *channel_range(rows, 0), RANGES, RANGES_P).scale
-        chosen = self.rounded.quantizer.scale
+        chosen = self.rounded.quantizer.own(self.rounded.quantizer.scale)
         upwards = best.to(chosen.dtype) > chosen
         self._below = exponents(chosen) - (~upwards).int()
         self.v = nn.Parameter(inverse_soft_bit(torch.where(upwards, 1 - LEAN, LEAN).to(self.rounded.exact)))

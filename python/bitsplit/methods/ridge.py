@@ -61,7 +61,7 @@ def chosen_share(
     best, least = 0.0, float("inf")
     for share in SHARES:
         loss = sum(
-            _loss_on(test, *rounded(weight, held(weight, fit, share), scale, levels)[:2])
+            _loss_on(test, *rounded(weight, held(weight, fit, share), scale, levels, grid.per_tensor)[:2])
             for fit, test in (halves, halves[::-1])
         )
         if loss >= least:

@@ -16,7 +16,9 @@ from bitsplit.quantizers.powers import power_below
 
 def start_scales(weight: Tensor, grid: Grid, multiples: Sequence[float]) -> Tensor:
     """Scales [g, S, M] to start from: multiples of the one nearest to weight [g, M, N], or powers of two."""
-    _, nearest = fwa(weight, grid.bits)
+    shape = weight.shape[:2]
+    rows = weight.reshape(1, 1, -1) if grid.per_tensor else weight
+    nearest = fwa(rows, grid.bits)[1].expand(shape)
     if grid.power_of_two:
         below = power_below(nearest)
         return torch.stack([below / 2, below, 2 * below], dim=1)
@@ -24,13 +26,13 @@ def start_scales(weight: Tensor, grid: Grid, multiples: Sequence[float]) -> Tens
 
 
 def rounded(
-    weight: Tensor, moments: Statistics, scale: Tensor, levels: Tensor
+    weight: Tensor, moments: Statistics, scale: Tensor, levels: Tensor, together: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Codes [g, M, N] of the start that loses least, its scale [g, M] and levels [g, M, 2].
 
-    scale: [g, R].  levels: [g, R, 2].  Starts are stacked along R.
+    scale: [g, R].  levels: [g, R, 2].  Starts are stacked along R.  together: one for all channels.
     """
     gram, cross = moments.gram.float(), moments.cross.float()
     factor = feedback_factor(gram)
     target = response_target(weight, gram, cross, factor).float()
-    return round_starts(target, scale, factor, levels, keep=1)
+    return round_starts(target, scale, factor, levels, keep=1, together=together)

@@ -26,7 +26,7 @@ class RoundedWeight:
         self.ratio, self._level = torch.empty_like(self.exact), torch.empty_like(self.exact)
 
     def write(self, scale: Tensor, divisor: Tensor | float = 1.0) -> None:
-        """The weight for these: scale [out], divisor in the shape of the weight."""
+        """The weight for these: scale [out], or one for all, divisor in the shape of the weight."""
         scale = self.quantizer.per_channel(scale)
         self.ratio.copy_(self.exact / (scale * divisor))
         self._level.copy_(self.quantizer.nearest(self.ratio))
@@ -37,8 +37,9 @@ class RoundedWeight:
         grad = gradient_of(self.parameter) * self.quantizer.per_channel(scale)
         passed = torch.where(self.ratio.round() == self._level, grad * self.ratio, 0)
         self.parameter.grad = None
-        return self.quantizer.sum_per_channel(grad * self._level - passed), -passed
+        return self.quantizer.sum_per_scale(grad * self._level - passed), -passed
 
     def harden(self, scale: Tensor) -> None:
         """Give the layer the levels written last."""
-        set_weight(self._module, self._level + self._zero, sound(scale), self.quantizer.zero_point)
+        scale = sound(scale).expand_as(self.quantizer.scale)
+        set_weight(self._module, self._level + self._zero, scale, self.quantizer.zero_point)

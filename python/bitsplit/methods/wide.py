@@ -74,7 +74,9 @@ def fit_in_parts(
         cut = Cut.out_of(part, weight)
         sums, ridge = seen(task, weight[:, :, part], "quantized", ridge, choices, refit_bias, cut)
         moments = held(weight[:, :, part], sums.centred() if refit_bias else sums, ridge)
-        codes[:, :, part], scale, levels = rounded(weight[:, :, part], moments, scale, levels)
+        codes[:, :, part], scale, levels = rounded(
+            weight[:, :, part], moments, scale, levels, task.weight_grid.per_tensor
+        )
         weight[:, :, part] = codes[:, :, part] * scale.unsqueeze(2)
     store_levels(task, codes, scale, levels)
     if refit_bias:

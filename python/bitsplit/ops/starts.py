@@ -20,6 +20,7 @@ from bitsplit.ops.threads import one_thread
 # where levels are affine, within 0.5 % of all twelve.
 POLISHED_STARTS = 2
 
+LEAST_GAIN = 1e-6  # of what a scale for all rows explains: less is rounding
 NEGLIGIBLE = 1e-4  # of the mean of a row
 MOST_DAMPINGS = 12  # the last one adds 10^9 mean diagonals to a G that was damped by 1 %
 
@@ -72,10 +73,19 @@ def influential(weight: Tensor, gram: Tensor) -> Tensor:
     return weight.where(share >= NEGLIGIBLE * share.mean(2, keepdim=True), 0)
 
 
-def best_of(descent: Descent, channels: int) -> Descent:
-    """The best of the starts stacked in `descent` (R = S * channels) per channel; the first of equals."""
-    winner = descent.explained.unflatten(1, (-1, channels)).argmax(1, keepdim=True)
+def best_of(descent: Descent, channels: int, together: bool = False) -> Descent:
+    """The best of the starts stacked in `descent` (R = S * channels) per channel; the first of equals.
+
+    together: the best one for the sum of all channels.
+    """
+    winner = _by_start(descent.explained, channels, together).argmax(1, keepdim=True)
     return Descent(*(_of_starts(field, winner) for field in descent))
+
+
+def _by_start(values: Tensor, channels: int, together: bool) -> Tensor:
+    """[g, S * channels] as [g, S, channels]; with `together` the sums of all channels, in each of them."""
+    starts = values.unflatten(1, (-1, channels))
+    return starts.sum((0, 2), keepdim=True).expand_as(starts) if together else starts
 
 
 def _of_starts(stacked: Tensor, start: Tensor) -> Tensor:
@@ -96,20 +106,40 @@ def solve_starts(
     choices: Sequence[tuple[int, int]],
     rounds: int = 100,
     fit_scale: bool = True,
+    together: bool = False,
 ) -> Descent:
     """Round `target` with feedback from every start, polish the most promising, keep the best per channel.
 
     Args:
         target: [g, M, N]. scale: [g, S, M] float64. gram: [g, N, N]. cross: [g, N, M], its dtype is the one
             computed in. factor: [g, N, N], from `feedback_factor`. choices: levels that a row may have. Every
-            scale with every choice is a start. fit_scale: as for `polish`.
+            scale with every choice is a start. fit_scale: as for `polish`. together: all channels take the
+            same start.
 
     Returns:
         The best start of every channel, rows = M.
     """
     scale, levels = every_start(scale, choices)
-    codes, scale, levels = round_starts(target.to(cross.dtype), scale, factor, levels, POLISHED_STARTS)
-    return best_of(polish(codes, scale, gram, cross, levels, rounds, fit_scale), target.shape[1])
+    rounded = round_starts(target.to(cross.dtype), scale, factor, levels, POLISHED_STARTS, together)
+    codes, scale, levels = rounded
+    return best_of(polish(codes, scale, gram, cross, levels, rounds, fit_scale), target.shape[1], together)
+
+
+@one_thread()
+def polish_together(found: Descent, gram: Tensor, cross: Tensor, rounds: int) -> Descent:
+    """Polish rows that share a scale: the best scale for all codes, and all codes, in turn while it helps."""
+    for _ in range(rounds):
+        codes = found.codes.double()
+        answered = (codes * cross.transpose(1, 2)).sum()
+        scale = answered / ((codes @ gram.double()) * codes).sum()
+        if not (torch.isfinite(scale) and scale > 0):
+            return found
+        scales = scale.expand_as(found.scale).contiguous()
+        better = polish(found.codes, scales, gram, cross, found.levels, rounds, fit_scale=False)
+        if not better.explained.sum() > found.explained.sum() * (1 + LEAST_GAIN):
+            return found
+        found = better
+    return found
 
 
 def every_start(scale: Tensor, choices: Sequence[tuple[int, int]]) -> tuple[Tensor, Tensor]:
@@ -119,13 +149,12 @@ def every_start(scale: Tensor, choices: Sequence[tuple[int, int]]) -> tuple[Tens
 
 
 def round_starts(
-    target: Tensor, scale: Tensor, factor: Tensor, levels: Tensor, keep: int
+    target: Tensor, scale: Tensor, factor: Tensor, levels: Tensor, keep: int, together: bool = False
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Round `target` with feedback from every start: codes, scale and levels of the `keep` best of a channel.
 
-    Arguments as for `feedback`.
+    Arguments as for `feedback`.  together: as for `solve_starts`.
     """
     codes, loss = feedback(target, scale, factor, levels)
-    by_start = loss.unflatten(1, (-1, target.shape[1]))
-    promising = by_start.argsort(stable=True, dim=1)[:, :keep]
+    promising = _by_start(loss, target.shape[1], together).argsort(stable=True, dim=1)[:, :keep]
     return tuple(_of_starts(field, promising) for field in (codes, scale, levels))

@@ -167,6 +167,8 @@ def align_biases(model: nn.Module) -> None:
         _rescale_dead_channels(layer)
         unit = weight.scale.double() if inputs.is_per_channel else weight.scale.double() * inputs.scale
         beyond = powers((layer.bias.abs() / unit / MOST_STEPS).clamp(min=1).log2().ceil())
+        if weight.grid.per_tensor:
+            beyond = beyond.amax().expand_as(beyond)
         if (beyond > 1).any():
             levels = (weight.levels / weight.per_channel(beyond)).round()
             codes = levels + weight.per_channel(weight.zero_point)

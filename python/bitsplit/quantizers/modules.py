@@ -9,6 +9,15 @@ from bitsplit.ops.quantize import fake_quantize
 from bitsplit.quantizers.grid import Grid
 
 
+def _allowed(grid: Grid, scale: Tensor, zero_point: Tensor | None) -> tuple[Tensor, Tensor]:
+    """As they are stored; what the grid does not allow is refused."""
+    scale = scale.detach().to(torch.float32).reshape(-1).contiguous()
+    zero = torch.zeros_like(scale) if zero_point is None else zero_point
+    zero = zero.reshape(-1).to(torch.int32).contiguous()
+    grid.check(scale, zero)
+    return scale, zero
+
+
 class WeightQuantizer(nn.Module):
     """The integers that a layer's weight *is* once it has been fitted.
 
@@ -42,11 +51,9 @@ class WeightQuantizer(nn.Module):
         low, high = int(codes.min()), int(codes.max())
         if low < self.grid.low or high > self.grid.high:
             raise ValueError(f"codes must lie in [{self.grid.low}, {self.grid.high}], got [{low}, {high}]")
-        stored = scale.detach().to(torch.float32).reshape(-1).contiguous()
-        self.grid.check_scale(stored)
-        self.codes, self.scale = codes.to(self.grid.dtype).contiguous(), stored
-        zero = torch.zeros_like(self.scale) if zero_point is None else zero_point
-        self.zero_point = zero.reshape(-1).to(torch.int32).contiguous()
+        allowed = _allowed(self.grid, scale, zero_point)
+        self.codes = codes.to(self.grid.dtype).contiguous()
+        self.scale, self.zero_point = allowed
 
     @property
     def levels(self) -> Tensor:
@@ -72,10 +79,14 @@ class WeightQuantizer(nn.Module):
         """Whether ``weight`` is, in float32, still what the codes stand for."""
         return torch.equal(weight.float(), self.dequantize().float())
 
+    def own(self, values: Tensor) -> Tensor:
+        """Of values Tensor[out], one for every scale, those that may differ: one where the scale is one."""
+        return values[:1] if self.grid.per_tensor else values
+
     def per_channel(self, values: Tensor) -> Tensor:
-        """``values`` Tensor[out] in a shape that broadcasts against the codes."""
+        """``values`` Tensor[out], or one for all, in a shape that broadcasts against the codes."""
         dims = self.codes.dim()
-        if self.axis == 0:
+        if self.axis == 0 or values.numel() == 1:
             return values.view(-1, *[1] * (dims - 1))
         rows = self.codes.shape[0] // self.groups
         grouped = values.view(self.groups, 1, -1, *[1] * (dims - 2))
@@ -86,6 +97,11 @@ class WeightQuantizer(nn.Module):
         rows = values.shape[0] // self.groups
         by_group = values.unflatten(0, (self.groups, rows)) if self.axis else values.unsqueeze(0)
         return by_group.transpose(1, 1 + self.axis).flatten(2).sum(2).flatten()
+
+    def sum_per_scale(self, values: Tensor) -> Tensor:
+        """The same for each of the scales that may differ."""
+        sums = self.sum_per_channel(values)
+        return sums.sum(0, keepdim=True) if self.grid.per_tensor else sums
 
     def extra_repr(self) -> str:
         return f"bits={self.bits}, fitted={self.is_fitted}"
@@ -122,11 +138,7 @@ class ActivationQuantizer(nn.Module):
 
     def set(self, scale: Tensor, zero_point: Tensor | None = None) -> None:
         """Store fitted values: Tensor[1] each, or Tensor[channels] each (more than one)."""
-        stored = scale.detach().to(torch.float32).reshape(-1).contiguous()
-        self.grid.check_scale(stored)
-        self.scale = stored
-        zero = torch.zeros_like(self.scale) if zero_point is None else zero_point
-        self.zero_point = zero.reshape(-1).to(torch.int32).contiguous()
+        self.scale, self.zero_point = _allowed(self.grid, scale, zero_point)
 
     def forward(self, x: Tensor) -> Tensor:
         if self.scale is None:
