@@ -47,6 +47,8 @@ RELEASED = {  # with 2,000 iterations a unit, one run each
 FAST = {"rate": 1e-2, "scale_rate": 1e-3, "bias_rate": 1e-3}
 AFFINE = bitsplit.BitSplit(levels="affine")
 ECAQ = bitsplit.BitSplit(levels="affine", ecaq=True)
+ONE_SCALE = bitsplit.BitSplit(levels="affine", per_tensor=True)
+RANGES = bitsplit.Mse(levels="affine", per_tensor=True)
 
 
 def methods(iterations: int) -> dict[str, tuple[Callable[[bool], list[Any]], str]]:
@@ -65,6 +67,12 @@ def methods(iterations: int) -> dict[str, tuple[Callable[[bool], list[Any]], str
         "brecq": (lambda _: [bitsplit.Brecq(iterations=iterations, step_iterations=iterations)], "paper"),
         "qdrop": (lambda _: [bitsplit.QDrop(iterations=iterations)], "paper"),
         "flexround": (lambda _: [bitsplit.FlexRound(iterations=iterations)], "paper"),
+        "mse, one scale a layer": (lambda _: [RANGES], "qdrop"),
+        "brecq, one scale a layer": (
+            lambda _: [bitsplit.Brecq(iterations=iterations, start=RANGES)],
+            "qdrop",
+        ),
+        "bitsplit affine, one scale a layer": (lambda _: [ONE_SCALE], "qdrop"),
         "bitsplit affine": (lambda _: [AFFINE], "qdrop"),
         "closed form": (lambda inputs: [closed(inputs)], "qdrop"),
         "closed form, global": (lambda inputs: [closed(inputs), bitsplit.Global()], "qdrop"),
