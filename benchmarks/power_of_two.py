@@ -36,9 +36,9 @@ def chains(iterations: int) -> dict[str, list[Any]]:
         "bitsplit": ["bitsplit"],
         "bitsplit affine": [AFFINE],
         "bitsplit affine, ecaq": [ECAQ],
-        "bitsplit affine, global": [AFFINE, bitsplit.Global()],
-        "bitsplit affine, learned": [
-            AFFINE, bitsplit.QDrop(iterations=iterations, step_rate=4e-4, **FAST)
+        "bitsplit affine, ecaq, global": [ECAQ, bitsplit.Global()],
+        "bitsplit affine, ecaq, learned": [
+            ECAQ, bitsplit.QDrop(iterations=iterations, step_rate=4e-4, **FAST)
         ],
     }  # fmt: skip
 
