@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from bitsplit.calibration.attaching import attach_quantizers
 from bitsplit.calibration.checkpoint import Checkpoint
 from bitsplit.calibration.features import FeatureStore
-from bitsplit.calibration.forecast import feature_bytes, forecast, response_bytes, row_bytes
+from bitsplit.calibration.forecast import forecast, kept_bytes
 from bitsplit.calibration.learner import Learner
 from bitsplit.calibration.memory import room_on_card
 from bitsplit.calibration.piece import EnginePiece, learn
@@ -63,10 +63,12 @@ class Engine:
         self.student = network.model
         self._learner = Learner(self)
         self.schedule = unit_schedule(network, self._learner.stages)
-        self._selections = self._selecting() if network.selects else None
+        units = dict.fromkeys(name for name, _ in self.schedule.calls)
+        models = (teacher, network.model)
+        self._selections = Selections(self.store, models, units) if network.selects else None
         self.teacher_replay, self.student_replay = (
             Replay(model, forward, self.store, name, self.schedule.inside, seed, self._selections)
-            for model, name in ((teacher, "float"), (network.model, "quantized"))
+            for model, name in zip(models, ("float", "quantized"), strict=True)
         )
         self._errors = {unit.name: ResponseErrors(unit.layers) for unit in network.units}
         self._seconds: dict[str, float] = {}  # that fitting a layer took
@@ -158,19 +160,13 @@ class Engine:
 
     def _forecast(self) -> str:
         """What the run will need, in words; refused when that is more than there is."""
-        features = feature_bytes(self.network, self.schedule, self.data)
-        features += row_bytes(self.network, self.methods, self.data)
-        features += response_bytes(self.network, self.methods, self.data)
+        features = kept_bytes(self.network, self.schedule, self.methods, self.data)
         device = self.student_replay.device
         card = room_on_card(device)
         needed = forecast(self.network, self.plan, self.methods, features, card, self.store.budget)
         needed.check(free_memory(device))
         self.store.reserved = features
         return str(needed)
-
-    def _selecting(self) -> Selections:
-        units = dict.fromkeys(name for name, _ in self.schedule.calls)
-        return Selections(self.store, (self.teacher, self.student), units)
 
     @contextmanager
     def _selecting_alike(self) -> Iterator[None]:

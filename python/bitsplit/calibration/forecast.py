@@ -61,6 +61,13 @@ def forecast(
     return Forecast(features, on_card, on_disk, sizes.get(largest, 0), largest)
 
 
+def kept_bytes(network: Network, schedule: Schedule, methods: list[Method], data: Batches) -> int:
+    """Of everything that the store of a run over ``data`` holds at the worst moment."""
+    features, selected = feature_bytes(network, schedule, data), selection_bytes(network.record)
+    whole = features + selected * data.images // network.record.batch_size
+    return whole + row_bytes(network, methods, data) + response_bytes(network, methods, data)
+
+
 def row_bytes(network: Network, methods: list[Method], data: Batches) -> int:
     """Of the rows of that piece which has most, while a method learns it."""
     # blocks stand for stages too: the first of a stage is called with what the stage is called with
@@ -97,8 +104,7 @@ def _most_kept(record: Record, names: set[str], inputs: int, outputs: int) -> in
 
 
 def feature_bytes(network: Network, schedule: Schedule, data: Batches) -> int:
-    """Of both models at the worst moment of a run over ``data``, from the sizes of the observed forward, and
-    of the rows that it selects."""
+    """Of both models at the worst moment of a run over ``data``, from the sizes of the observed forward."""
     per_size = 2 * element_bytes(network) * data.images / network.record.batch_size
     live = worst = 0.0
     for position, size in enumerate(schedule.output_size):
@@ -109,10 +115,10 @@ def feature_bytes(network: Network, schedule: Schedule, data: Batches) -> int:
             for index, last in enumerate(schedule.last_reader)
             if last == position
         )
-    return int(worst) + _selection_bytes(network.record) * data.images // network.record.batch_size
+    return int(worst)
 
 
-def _selection_bytes(record: Record) -> int:
+def selection_bytes(record: Record) -> int:
     """Of what the observed forward selected by values: masks, or places."""
     kept = [
         value
