@@ -12,7 +12,9 @@
 //
 // Arithmetic on W, G and C is that of the dtype of weight / cross / target (float32 or float64); scales,
 // divisions by them in weight space and all dot products are float64. Inputs are not changed. Rows do not
-// influence one another, so results depend neither on the number of threads nor on what else is stacked.
+// influence one another: on the CPU results depend neither on the number of threads nor on what else is
+// stacked. On a card the products of planes, polish and feedback are cuBLAS's, which may add in another order
+// when there are more rows.
 // Empty tensors give empty results. NaN and infinities in floating inputs, codes beyond their levels and
 // scales that are not positive are refused.
 #pragma once

@@ -9,9 +9,9 @@ cross (float32 or float64) is the one computed in; gram and factor may be wider.
 zero among them, which `bitsplit.ops.levels` makes.
 
 Several starts are solved in one call by stacking them along the rows: codes [g, S*M, N] and scales [g, S*M],
-where row r belongs to channel r mod M. Rows never influence one another, so stacking changes no result, and
-neither does the number of threads. `bitsplit.ops.starts` makes such stacks and keeps the
-best of every channel.
+where row r belongs to channel r mod M. Rows never influence one another: on the CPU neither stacking nor the
+number of threads changes a result; on a card, where large products are cuBLAS's, stacking may change the last
+places. `bitsplit.ops.starts` makes such stacks and keeps the best of every channel.
 """
 
 from __future__ import annotations
