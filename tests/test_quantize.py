@@ -164,6 +164,8 @@ def test_in_place_reaches_what_a_model_holds_in_plain_attributes(images: Tensor)
     model = Heads().eval()
     bitsplit.quantize(model, images, weights=4, activations=8, inplace=True)
     model.double()
+    assert model.heads[1] is model.two
+    assert copy.deepcopy(model).heads[0].training == copy.deepcopy(model).one.training
     assert model(images.double()).dtype is torch.float64
     before = model.seen
     model.two.weight.data.zero_()

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
 
 import bitsplit
+from bitsplit.errors import CalibrationError, FoldError
 from bitsplit.network import observe
 
 NEAR = (
@@ -32,6 +33,24 @@ def written(rows: Tensor, score: Tensor) -> Tensor:
     return rows
 
 
+def above(score: Tensor) -> Tensor:
+    return score > -0.16967804729938507  # about the median of the float network's
+
+
+def counted_first(rows: Tensor, mask: Tensor) -> Tensor:
+    return rows.new_zeros(int(mask.sum()), 8).copy_(rows[mask])
+
+
+def again(rows: Tensor) -> Tensor:
+    return rows[rows[:, 0].topk(len(rows) // 2)[1]]
+
+
+def sorted_into(score: Tensor) -> Tensor:
+    values, places = torch.empty_like(score), torch.empty(len(score), dtype=torch.long)
+    torch.sort(score, descending=True, out=(values, places))
+    return places
+
+
 WAYS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "topk": lambda rows, score: rows[score.topk(40).indices],
     "topk of the last axis but one": lambda rows, score: rows[score[:, None].topk(40, 0)[1][:, 0]],
@@ -43,6 +62,12 @@ WAYS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "written": written,
     "unique": lambda rows, score: rows[: (score * 20).long().unique().numel()],
     "nms": lambda rows, score: rows[torchvision.ops.nms(boxes(rows), score, 0.5)],
+    "place of the largest": lambda rows, score: rows[
+        score.view(-1, 8).max(1)[1] + torch.arange(0, len(score), 8)
+    ],
+    "sort into a tensor": lambda rows, score: rows[sorted_into(score)[:40]],
+    "counted first": lambda rows, score: counted_first(rows, above(score)),
+    "selected again": lambda rows, score: again(rows[score.argsort()[: int(above(score).sum())]]),
     "argmax": lambda rows, score: rows[score.view(-1, 8).argmax(1) + torch.arange(0, len(score), 8)],
 }
 
@@ -133,6 +158,88 @@ def test_values_that_become_zero_under_a_mask_are_the_networks_own(photos):
     assert same(masked, usual)
 
 
+class Pruning(nn.Module):
+    """A residual block that keeps some of its rows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.score, self.two = nn.Linear(8, 8), nn.Linear(8, 1), nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.one(x)) + x
+        x = x[self.score(x)[:, 0] > 0]
+        return self.two(x) + x
+
+
+def pruning() -> nn.Module:
+    def forward(m: nn.Module, x: Tensor) -> Tensor:
+        return m.head(m.block(torch.relu(m.stem(x)).permute(0, 2, 3, 1).flatten(0, 2)))
+
+    torch.manual_seed(0)
+    return Net(forward, stem=layer(3, 8), block=Pruning(), head=nn.Linear(8, 4)).eval()
+
+
+@pytest.mark.parametrize("method", ["brecq", "qdrop"])
+def test_what_selects_is_no_block(photos, method):
+    net = pruning()
+    assert "block" not in [unit.name for unit in observe(net, photos).units]
+    quantized = bitsplit.quantize(net, photos, METHODS[method], weights=4, activations=4, batch_size=8)
+    assert all(piece.after <= piece.before < NEAR for piece in bitsplit.report_of(quantized).pieces)
+
+
+def test_rows_of_a_whole_network_cannot_be_paired(photos):
+    with pytest.raises(CalibrationError, match="use unit='block'"):
+        bitsplit.quantize(pruning(), photos, METHODS["brecq at once"], weights=4)
+
+
+def test_a_hook_that_selects_behind_a_unit_that_is_skipped(photos):
+    net = pruning()
+    net.block.two.register_forward_hook(lambda module, args, rows: rows.sort(0)[0])
+    assert max(errors(bitsplit.quantize(net, photos, "minmax", weights=4, batch_size=8)).values()) < NEAR
+
+
+def test_folding_is_checked_where_rows_are_selected(photos):
+    """Folding gives the layer a bias, upon which this network computes something else."""
+
+    def forward(m: nn.Module, x: Tensor) -> Tensor:
+        y = m.bn(m.a(x))
+        y = m.b(y[y.mean((1, 2, 3)).argsort()].mean((2, 3)))
+        return y * 3 if m.a.bias is not None else y
+
+    net = Net(forward, a=layer(3, 8, bias=False), bn=nn.BatchNorm2d(8), b=nn.Linear(8, 6)).eval()
+    with pytest.raises(FoldError, match="changes the network's output"):
+        bitsplit.quantize(net, photos, "minmax", batch_size=8)
+
+
+def test_a_layer_that_only_selects_costs_what_it_costs(photos):
+    """The five best positions of every image are what its classes come from."""
+
+    def forward(m: nn.Module, x: Tensor) -> Tensor:
+        rows = torch.relu(m.mid(torch.relu(m.stem(x)))).permute(0, 2, 3, 1).flatten(1, 2)
+        best = m.score(rows)[..., 0].topk(5, 1)[1]
+        return m.head(torch.relu(m.hidden(rows.gather(1, best[..., None].expand(-1, -1, 8)))).mean(1))
+
+    net = Net(
+        forward, stem=layer(3, 8), mid=layer(8, 8), score=nn.Linear(8, 1), hidden=nn.Linear(8, 16),
+        head=nn.Linear(16, 4),
+    ).eval()  # fmt: skip
+    net.mid.weight.data *= 4
+    net.head.weight.data *= 10
+    measured = bitsplit.sensitivities(net, photos, "minmax", widths=(2, 8), policy="all", batch_size=8)
+    found = {row.layer.name: row.losses[2] for row in measured.layers}
+    assert found["score"] > 1e-3
+    with pytest.warns(UserWarning, match="no width of score changes what the network gives"):
+        paired = bitsplit.sensitivities(
+            net, photos, "minmax", widths=(2, 8), policy="all", batch_size=8, outputs="values"
+        )
+    assert "score" not in [row.layer.name for row in paired.layers]
+
+
+def test_outputs_of_other_forms_are_not_compared_as_classes(photos):
+    with pytest.raises(CalibrationError, match="outputs='values'"):
+        bitsplit.sensitivities(pruning(), photos, "minmax", widths=(2, 8), policy="all", batch_size=8)
+
+
 def detector() -> nn.Module:
     """A small Faster R-CNN whose boxes differ."""
     torch.manual_seed(0)
@@ -176,7 +283,14 @@ def test_the_forecast_counts_the_images_of_a_list():
 
 
 def test_what_counts_as_selecting(images):
-    assert observe(keeping(WAYS["mask"]), images).selects
-    assert observe(detector(), [list(torch.rand(1, 3, 64, 64))], lambda m, x: m(x[0])).selects
-    plain = Net(lambda m, x: m.stem(x)[:, torch.tensor([0, 2])], stem=layer(3, 8)).eval()
-    assert not observe(plain, images).selects
+    assert observe(keeping(WAYS["mask"]), images).selected
+    assert observe(detector(), [list(torch.rand(1, 3, 64, 64))], lambda m, x: m(x[0])).selected
+    assert observe(keeping(WAYS["place of the largest"]), images).selected
+
+    def masked(x: Tensor) -> Tensor:
+        x[x < 0] = 0
+        return x
+
+    for harmless in (lambda x: x[:, torch.tensor([0, 2])], lambda x: x.max(1)[0], masked):
+        plain = Net(lambda m, x, then=harmless: then(m.stem(x)), stem=layer(3, 8)).eval()
+        assert not observe(plain, images).selected

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MethodType
+from typing import Any
+
 from torch import nn
 
 
@@ -14,13 +18,25 @@ def adopt(model: nn.Module, source: nn.Module) -> nn.Module:
     kept = {id(copied): original for original, copied in _pairs(model, source)}
     for copied in list(source.modules()):
         original = kept.get(id(copied), copied)
-        copied._modules = type(copied._modules)(
-            (name, None if child is None else kept.get(id(child), child))
-            for name, child in copied._modules.items()
-        )
+        for name, value in copied.__dict__.items():
+            copied.__dict__[name] = _with_originals(value, kept)
         original.__class__ = copied.__class__
-        original.__dict__ = copied.__dict__  # one for both: hooks and plain attributes may hold the copy
+        original.__dict__ = copied.__dict__  # one for both: who else holds the copy sees the same
     return model
+
+
+def _with_originals(value: Any, kept: Mapping[int, nn.Module]) -> Any:
+    """``value`` with the originals of the modules in it, in containers and as owners of methods (hooks)."""
+    if isinstance(value, nn.Module):
+        return kept.get(id(value), value)
+    if isinstance(value, MethodType):
+        return MethodType(value.__func__, _with_originals(value.__self__, kept))
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            value[key] = _with_originals(inner, kept)
+    elif type(value) in (list, tuple, set):
+        return type(value)(_with_originals(inner, kept) for inner in value)
+    return value
 
 
 def _pairs(model: nn.Module, source: nn.Module) -> list[tuple[nn.Module, nn.Module]]:

@@ -22,7 +22,6 @@ from bitsplit.calibration.replay import Replay, UnitCall
 from bitsplit.calibration.responses import ResponseErrors
 from bitsplit.calibration.samples import collect_samples
 from bitsplit.calibration.schedule import unit_schedule
-from bitsplit.calibration.selections import Selections
 from bitsplit.calibration.task import EngineLayerTask
 from bitsplit.data import Batches
 from bitsplit.device import free_memory, to_device
@@ -31,6 +30,7 @@ from bitsplit.methods.base import Method
 from bitsplit.methods.statistics import InputSample
 from bitsplit.methods.tasks import Inputs
 from bitsplit.network import Network
+from bitsplit.network.selections import Selections
 from bitsplit.plan import Plan
 from bitsplit.quantizers import align_biases
 from bitsplit.report.results import LayerResult, PieceResult, QuantizationReport
@@ -65,7 +65,7 @@ class Engine:
         self.schedule = unit_schedule(network, self._learner.stages)
         units = dict.fromkeys(name for name, _ in self.schedule.calls)
         models = (teacher, network.model)
-        self._selections = Selections(self.store, models, units) if network.selects else None
+        self._selections = Selections(self.store, models, units) if network.selected else None
         self.teacher_replay, self.student_replay = (
             Replay(model, forward, self.store, name, self.schedule.inside, seed, self._selections)
             for model, name in zip(models, ("float", "quantized"), strict=True)
@@ -78,6 +78,11 @@ class Engine:
     @property
     def images(self) -> int:
         return self.data.images
+
+    @property
+    def selects(self) -> bool:
+        """Whether the network keeps or orders rows by their values."""
+        return self._selections is not None
 
     @property
     def batch_count(self) -> int:

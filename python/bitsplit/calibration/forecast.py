@@ -10,7 +10,6 @@ from bitsplit.data import Batches
 from bitsplit.errors import CalibrationError
 from bitsplit.methods.base import Method
 from bitsplit.network import Network
-from bitsplit.network.operations import MASKING, selects
 from bitsplit.network.record import Record
 from bitsplit.plan import Plan
 
@@ -63,7 +62,7 @@ def forecast(
 
 def kept_bytes(network: Network, schedule: Schedule, methods: list[Method], data: Batches) -> int:
     """Of everything that the store of a run over ``data`` holds at the worst moment."""
-    features, selected = feature_bytes(network, schedule, data), selection_bytes(network.record)
+    features, selected = feature_bytes(network, schedule, data), selection_bytes(network)
     whole = features + selected * data.images // network.record.batch_size
     return whole + row_bytes(network, methods, data) + response_bytes(network, methods, data)
 
@@ -118,13 +117,6 @@ def feature_bytes(network: Network, schedule: Schedule, data: Batches) -> int:
     return int(worst)
 
 
-def selection_bytes(record: Record) -> int:
-    """Of what the observed forward selected by values: masks, or places."""
-    kept = [
-        value
-        for op in record.ops
-        if selects(op, record)
-        for value in map(record.values.__getitem__, op.inputs if op.name in MASKING else op.outputs)
-        if not value.dtype.is_floating_point
-    ]
-    return sum(math.prod(value.shape) * value.dtype.itemsize for value in kept)
+def selection_bytes(network: Network) -> int:
+    """Of what the observed forward selected by values."""
+    return sum(math.prod(value.shape) * value.dtype.itemsize for value in network.selected)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from bitsplit.calibration.piece import EnginePiece, learn
 from bitsplit.calibration.replay import UnitCall
 from bitsplit.calibration.task import EngineLayerTask
+from bitsplit.errors import CalibrationError
 from bitsplit.methods.tasks import Granularity
 from bitsplit.network.joined import joined_units
 
@@ -24,6 +25,11 @@ class Learner:
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
+        if self._wanted("net") and engine.network.selected:
+            raise CalibrationError(
+                "unit='net' compares what the whole network gives; this one selects rows by their values, and "
+                "quantized it would select others: use unit='block'"
+            )
         self.stages = joined_units(engine.network) if self._wanted("stage") else []
 
     def learn_units(self, call: UnitCall, names: set[str]) -> None:

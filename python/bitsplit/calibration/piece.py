@@ -91,12 +91,18 @@ class EnginePiece:
         """The piece's output, the student as it is."""
         return self.module(*args, **kwargs)
 
-    def responses(self) -> Iterator[tuple[Any, Any]]:
-        """What both networks give for every batch, the student with the piece as it is now."""
+    def responses(self, paired: bool) -> Iterator[tuple[Any, Any]]:
+        """What both networks give for every batch, the student with the piece as it is now.
+
+        paired: the student selects the rows that the float network selects; if not, units that are finished
+        compute again, because what they gave belongs to those rows.
+        """
         engine = self._engine
-        with self._skipping(engine.student_replay), self._skipping(engine.teacher_replay):
+        own = engine.selects and not paired
+        skipping = nullcontext() if own else self._skipping(engine.student_replay)
+        with skipping, self._skipping(engine.teacher_replay):
             for index, batch in engine.batches():
-                yield engine.student_replay.run(index, batch), engine.wanted(index, batch)
+                yield engine.student_replay.run(index, batch, paired=not own), engine.wanted(index, batch)
 
     def iterations(self, count: int) -> Iterator[int]:
         """0, 1, ... count - 1, with progress."""

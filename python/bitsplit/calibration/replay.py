@@ -16,9 +16,9 @@ import torch
 from torch import nn
 
 from bitsplit.calibration.features import FeatureStore
-from bitsplit.calibration.selections import Selections
 from bitsplit.device import device_of, fresh
 from bitsplit.network.buffers import KeptBuffers
+from bitsplit.network.selections import Selections
 
 UnitCall = tuple[str, int]  # a unit's module path and the number of its call within one forward
 
@@ -89,14 +89,18 @@ class Replay:
         """The layers inside of the unit at work will change after all."""
         self._settled.clear()
 
-    def run(self, index: int, batch: Any) -> Any:
-        """Batch number ``index`` through the model; ``None`` when a hook ended it with ``Stop``."""
+    def run(self, index: int, batch: Any, paired: bool = True) -> Any:
+        """Batch number ``index`` through the model; ``None`` when a hook ended it with ``Stop``.
+
+        Without ``paired`` the model selects for itself.
+        """
         self.restore_buffers()
         self._calls.clear()
         self._layer_calls = None
         self._index = index
         cards = [self.device.index] if self.device.type == "cuda" else []
-        selecting = nullcontext() if self._selections is None else self._selections.of(index)
+        alike = self._selections is not None and paired
+        selecting = self._selections.of(index) if alike else nullcontext()
         with torch.random.fork_rng(cards), selecting:
             torch.manual_seed(self._seed + index)
             try:

@@ -172,12 +172,19 @@ def count_images(batch: Any) -> int:
     if isinstance(batch, Tensor):
         return batch.shape[0] if batch.dim() else 1
     if isinstance(batch, Mapping):
-        batch = list(batch.values())
-        return count_images(batch[0]) if batch else 0
+        counted = [value for value in batch.values() if isinstance(value, Tensor | Mapping | list | tuple)]
+        return count_images(counted[0]) if counted else min(1, len(batch))
     if isinstance(batch, list | tuple):
-        is_image_list = isinstance(batch, list) and all(isinstance(x, Tensor) and x.dim() == 3 for x in batch)
+        is_image_list = isinstance(batch, list) and all(map(_is_image, batch))
         return len(batch) if is_image_list or not batch else count_images(batch[0])
     return 1
+
+
+def _is_image(item: Any) -> bool:
+    """A tensor without a batch axis, or a mapping whose first tensor is one (a detector's input)."""
+    if isinstance(item, Mapping):
+        item = next((value for value in item.values() if isinstance(value, Tensor)), None)
+    return isinstance(item, Tensor) and item.dim() == 3
 
 
 def _source(data: Any, batch_size: int) -> Iterable[Any]:

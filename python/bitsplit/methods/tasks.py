@@ -137,10 +137,11 @@ class Piece(Protocol):
     def run(self, args: tuple, kwargs: dict[str, Any]) -> Tensor:
         """The output of the piece as it is."""
 
-    def responses(self) -> Iterator[tuple[Any, Any]]:
+    def responses(self, paired: bool) -> Iterator[tuple[Any, Any]]:
         """What the whole network gives for every batch with the piece as it is now, and what in float.
 
-        What comes later is float as long as it has not been fitted.
+        What comes later is float as long as it has not been fitted.  paired: rows that the network selects by
+        their values are those of the float one; else what they are is a part of the answer.
         """
 
     def samples(self, *, float_inputs: bool = False, fisher: bool = False) -> AbstractContextManager[Samples]:

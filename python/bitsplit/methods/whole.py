@@ -156,14 +156,20 @@ def divergence(got: Any, wanted: Any, outputs: Outputs = "classes") -> Tensor:
     """
     if outputs == "classes" and isinstance(got, Tensor) and got.dim() == 2 and got.shape[1] > 1:
         return class_divergence(got, wanted) / len(got)
-    leaves, others = pytree.tree_leaves(got), pytree.tree_leaves(wanted)
-    pairs = zip(leaves, others, strict=True) if len(leaves) == len(others) else ()
-    errors = [
-        relative(a, b)
-        for a, b in pairs
-        if isinstance(a, Tensor) and a.is_floating_point() and a.shape == b.shape
-    ]
+    if not comparable(got, wanted):
+        return torch.zeros(())
+    errors = [relative(a, b) for a, b in zip(_values(got), _values(wanted), strict=True)]
     return torch.stack(errors).mean() if errors else torch.zeros(())
+
+
+def comparable(got: Any, wanted: Any) -> bool:
+    """Whether both networks give values of the same shapes."""
+    return [value.shape for value in _values(got)] == [value.shape for value in _values(wanted)]
+
+
+def _values(output: Any) -> list[Tensor]:
+    leaves = pytree.tree_leaves(output)
+    return [leaf for leaf in leaves if isinstance(leaf, Tensor) and leaf.is_floating_point()]
 
 
 def relative(got: Tensor, wanted: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from bitsplit.network.folded import folded_class
 from bitsplit.network.layers import LayerKind
 from bitsplit.network.model import Network, Norm
 from bitsplit.network.running import outputs_of
+from bitsplit.network.selections import Noted, Selections
 
 LARGEST_ERROR = 1e-3
 
@@ -56,11 +57,13 @@ def fold_norms(network: Network) -> FoldReport:
     """Fold every norm that ``network`` names a layer for, in place; the model's outputs stay the same.
 
     A norm whose output would change by more than ``LARGEST_ERROR`` (relative, observed batch) stays, and
-    ``network.norms`` says so.  ``FoldError`` when the output of the whole network changes by more than that,
-    which is not asked where the network selects rows by their values; the model is then as it was.
+    ``network.norms`` says so.  ``FoldError`` when the output of the whole network changes by more than that
+    (with the same rows selected: the last digit may swap two); the model is then as it was.
     """
+    selections = Selections(Noted(), [network.model])
     pairs = [_pair(network, norm) for norm in network.norms if norm.layer is not None and not norm.folded]
-    before, errors = _trial(network, pairs)
+    with selections.noting(), selections.of(0):
+        before, errors = _trial(network, pairs)
     _refuse_nonfinite(before, errors)
     accepted = [pair for pair in pairs if errors[pair.norm_name] <= LARGEST_ERROR]
     refused = {
@@ -69,10 +72,9 @@ def fold_norms(network: Network) -> FoldReport:
         if pair not in accepted
     }
     saved = [_apply(pair) for pair in accepted]
-    after = outputs_of(network.model, network.batch, network.step)
-    output_error = 0.0
-    if not network.selects:  # else the last digit may swap its rows
-        output_error = max(map(relative_error, after, before), default=0.0)
+    with selections.of(0):
+        after = outputs_of(network.model, network.batch, network.step)
+    output_error = max(map(relative_error, after, before), default=0.0)
     if not output_error <= LARGEST_ERROR:
         for undo in saved:
             undo()
@@ -103,11 +105,13 @@ def _refuse_nonfinite(outputs: list[Tensor], errors: dict[str, float]) -> None:
 
 def relative_error(value: Tensor, reference: Tensor) -> float:
     """``|value - reference| / |reference|`` (Euclidean); the plain difference where the reference is zero."""
+    if value.shape != reference.shape:
+        return math.inf
     if value.numel() == 0:
         return 0.0
-    difference = torch.linalg.vector_norm(value.double() - reference.double())
-    size = torch.linalg.vector_norm(reference.double())
-    return float(difference / size) if size > 0 else float(difference)
+    difference = float(torch.linalg.vector_norm(value.double() - reference.double()))
+    size = float(torch.linalg.vector_norm(reference.double()))
+    return difference / size if size > 0 else difference
 
 
 def _updated(norm: Norm, folded: dict[str, str], refused: dict[str, str]) -> Norm:

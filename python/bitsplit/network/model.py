@@ -9,8 +9,8 @@ from typing import Any, Literal
 from torch import nn
 
 from bitsplit.network.layers import LayerKind, kind_of
-from bitsplit.network.operations import selects
-from bitsplit.network.record import Record
+from bitsplit.network.operations import selected
+from bitsplit.network.record import Record, Value
 
 
 @dataclass(frozen=True)
@@ -111,6 +111,7 @@ class Network:
     step: Callable[[nn.Module, Any], Any] = field(repr=False)
 
     @property
-    def selects(self) -> bool:
-        """Whether it keeps some rows, or orders them, by their values, as detectors do with boxes."""
-        return any(selects(op, self.record) for op in self.record.ops)
+    def selected(self) -> list[Value]:
+        """The masks and places by which it keeps or orders rows by values, as detectors do with boxes."""
+        consumers = self.record.consumers()
+        return [value for op in self.record.ops for value in selected(op, self.record, consumers)]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 
-from bitsplit.network.record import Op, Record, Ref
+from bitsplit.network.record import Op, Record, Ref, Value
 
 
 def _names(text: str) -> frozenset[str]:
@@ -57,13 +59,17 @@ ADDITIONS = frozenset({"add", "sub", "rsub"})
 NORMS = frozenset({"native_batch_norm", "cudnn_batch_norm", "_native_batch_norm_legit_no_training"})
 
 # Which rows come out, how many, and in which order, hangs on values: the last digit of one can change it.
-# The results are values and their places; places; what lies under masks.
+# The results are values and their places; one value and its place; places; what lies under masks.
 ORDERING = frozenset({"topk", "sort"})
+REDUCING = _names("max min median nanmedian mode kthvalue cummax cummin")
 CHOOSING = _names(
     "nms nonzero argmax argmin _unique _unique2 unique_dim unique_consecutive unique_dim_consecutive"
 )
-MASKING = _names("masked_select index index_put")
+MASKING = _names("masked_select masked_scatter index index_put")
 MASK_TYPES = (torch.bool, torch.uint8)
+
+# Python gets a number; a whole one counts rows, or decides what runs.
+COUNTING = frozenset({"_local_scalar_dense"})
 
 # Two branches of the network meet in these.
 JOINS = ADDITIONS | {"mul", "cat", "stack", "maximum", "minimum"}
@@ -96,10 +102,19 @@ HARMLESS = NORMS | ADDITIONS | _NONNEGATIVE | _KEEPING | PADDING
 HARMLESS |= _names("native_layer_norm native_group_norm _fused_rms_norm tanh pow lerp addcmul copy neg")
 
 
-def selects(op: Op, record: Record) -> bool:
-    """Whether ``op`` selects rows by values."""
-    masked = any(record.values[value].dtype in MASK_TYPES for value in op.inputs)
-    return op.name in ORDERING | CHOOSING or (op.name in MASKING and masked)
+def selected(op: Op, record: Record, consumers: list[list[int]]) -> list[Value]:
+    """The masks or places by which ``op`` selects rows by values; none where it does not.
+
+    A mask under which one value is written selects nothing.
+    """
+    if op.name in MASKING:
+        one = op.name == "index_put" and math.prod(record.values[refs(op.args[2])[0]].shape) == 1
+        read = [] if one else [record.values[value] for value in op.inputs]
+        return [value for value in read if value.dtype in MASK_TYPES]
+    if op.name in REDUCING:  # whose places are hardly ever read
+        return [record.values[value] for value in op.outputs[1:] if consumers[value]]
+    written = op.outputs if op.name in ORDERING | CHOOSING else ()
+    return [record.values[v] for v in written if not record.values[v].dtype.is_floating_point]
 
 
 def operand(op: Op, position: int, name: str) -> object:

@@ -17,7 +17,7 @@ from torch import nn
 
 from bitsplit.network.facts import Facts
 from bitsplit.network.model import Unit
-from bitsplit.network.operations import JOINS
+from bitsplit.network.operations import JOINS, selected
 from bitsplit.network.record import Call, Op
 from bitsplit.network.usage import Usage
 
@@ -149,14 +149,18 @@ class _Search:
         return None if kind.forward in _CONTAINER_FORWARDS else kind
 
     def _is_closed(self, number: int, many: bool) -> bool:
-        """Data come in by one argument (or ``many``), one tensor goes out; no more is read or changed."""
+        """Data come in by one argument (or ``many``), one tensor goes out; no more is read or changed.
+
+        And no rows are selected by their values: a quantized block would select others than its target has.
+        """
         call, data = self._record.calls[number], self._facts.data
         arguments = [argument for argument in call.arguments if any(data[v] for v in argument)]
         if not call.whole_output or not arguments or (len(arguments) > 1 and not many):
             return False
         known = {value for argument in arguments for value in argument}
         for op in self._record.ops[call.first : call.last]:
-            if any(data[v] and v not in known for v in op.inputs):
+            reads_more = any(data[v] and v not in known for v in op.inputs)
+            if reads_more or selected(op, self._record, self._facts.consumers):
                 return False
             known.update(op.outputs)
         return call.name not in self._leaky

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
@@ -86,7 +87,8 @@ def sensitivities(
         name: {width: 0.0 if width == WIDEST else figures[at_width(name, width)] for width in tried}
         for name in trial.candidates
     }
-    units = [[name for name in unit.layers if name in trial.candidates] for unit in work.plan.units]
+    losses = _seen(losses)
+    units = [[name for name in unit.layers if name in losses] for unit in work.plan.units]
     pairs = [
         PairLoss(first=first, second=second, loss=figures[pair_of(first, second)])
         for unit in units
@@ -94,6 +96,20 @@ def sensitivities(
     ]
     asked = min(images, work.batches.images)
     return from_figures(recipe, work.plan, macs, losses, pairs, asked, model_fingerprint(model))
+
+
+def _seen(losses: dict[str, dict[int, float]]) -> dict[str, dict[int, float]]:
+    """Without the layers whose width changes nothing; a warning names them."""
+    seen = {name: of_layer for name, of_layer in losses.items() if any(of_layer.values())}
+    if not seen:
+        raise RecipeError("no width of any layer changes what the network gives")
+    if unseen := losses.keys() - seen:
+        warnings.warn(
+            f"no width of {', '.join(sorted(unseen))} changes what the network gives (perhaps it only decides "
+            f"which rows are selected): kept at {WIDEST} bits",
+            stacklevel=3,
+        )
+    return seen
 
 
 def mixed(

@@ -19,7 +19,7 @@ from torch.utils import _pytree as pytree
 
 from bitsplit.methods.base import Method
 from bitsplit.methods.tasks import Granularity, LayerTask, Outcome, Piece, Run
-from bitsplit.methods.whole import Outputs, divergence
+from bitsplit.methods.whole import Outputs, comparable, divergence
 from bitsplit.network.layers import LayerKind
 from bitsplit.quantizers import attach_weight_quantizer, fitted_state, set_fitted_state
 
@@ -115,7 +115,12 @@ class Trial(Method):
     def _divergence(self, piece: Piece) -> float:
         """Of the network from the float one, mean over the images asked about."""
         total, images = 0.0, 0
-        for got, wanted in piece.responses():
+        for got, wanted in piece.responses(paired=self.outputs == "values"):
+            if not comparable(got, wanted):
+                raise ValueError(
+                    "quantized, the network gives outputs of other forms than in float, as detectors do with "
+                    "boxes: ask with outputs='values'"
+                )
             count = next((len(leaf) for leaf in pytree.tree_leaves(wanted) if isinstance(leaf, Tensor)), 1)
             exact = pytree.tree_map_only(Tensor, in_float64, (got, wanted))  # differences can be tiny
             total += count * float(divergence(*exact, self.outputs))
