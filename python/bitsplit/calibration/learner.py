@@ -27,8 +27,8 @@ class Learner:
         self._engine = engine
         if self._wanted("net") and engine.network.selected:
             raise CalibrationError(
-                "unit='net' compares what the whole network gives; this one selects rows by their values, and "
-                "quantized it would select others: use unit='block'"
+                "unit='net' compares what the whole network gives; this one selects rows by their values, "
+                "others when it is quantized: use unit='block'"
             )
         self.stages = joined_units(engine.network) if self._wanted("stage") else []
 

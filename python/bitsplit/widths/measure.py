@@ -105,8 +105,8 @@ def _seen(losses: dict[str, dict[int, float]]) -> dict[str, dict[int, float]]:
         raise RecipeError("no width of any layer changes what the network gives")
     if unseen := losses.keys() - seen:
         warnings.warn(
-            f"no width of {', '.join(sorted(unseen))} changes what the network gives (perhaps it only decides "
-            f"which rows are selected): kept at {WIDEST} bits",
+            f"no width of {', '.join(sorted(unseen))} changes what the network gives, perhaps because it only "
+            f"decides which rows are selected: kept at {WIDEST} bits",
             stacklevel=3,
         )
     return seen
