@@ -105,7 +105,7 @@ def _seen(losses: dict[str, dict[int, float]]) -> dict[str, dict[int, float]]:
         raise RecipeError("no width of any layer changes what the network gives")
     if unseen := losses.keys() - seen:
         warnings.warn(
-            f"no width of {', '.join(sorted(unseen))} changes what the network gives, perhaps because it only "
+            f"no width of {', '.join(sorted(unseen))} changes what the network gives, perhaps as it only "
             f"decides which rows are selected: kept at {WIDEST} bits",
             stacklevel=3,
         )
