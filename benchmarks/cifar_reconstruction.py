@@ -49,6 +49,7 @@ AFFINE = bitsplit.BitSplit(levels="affine")
 ECAQ = bitsplit.BitSplit(levels="affine", ecaq=True)
 ONE_SCALE = bitsplit.BitSplit(levels="affine", per_tensor=True)
 RANGES = bitsplit.Mse(levels="affine", per_tensor=True)
+TO_LEARN = bitsplit.Brecq().start.model_copy(update={"per_tensor": True})
 
 
 def methods(iterations: int) -> dict[str, tuple[Callable[[bool], list[Any]], str]]:
@@ -69,7 +70,7 @@ def methods(iterations: int) -> dict[str, tuple[Callable[[bool], list[Any]], str
         "flexround": (lambda _: [bitsplit.FlexRound(iterations=iterations)], "paper"),
         "mse, one scale a layer": (lambda _: [RANGES], "qdrop"),
         "brecq, one scale a layer": (
-            lambda _: [bitsplit.Brecq(iterations=iterations, start=RANGES)],
+            lambda _: [bitsplit.Brecq(iterations=iterations, start=TO_LEARN)],
             "qdrop",
         ),
         "bitsplit affine, one scale a layer": (lambda _: [ONE_SCALE], "qdrop"),

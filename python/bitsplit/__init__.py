@@ -1,6 +1,6 @@
 """bitsplit: trained vision CNNs become accurate 2-to-8-bit ones, after training, from a few images.
 
->>> quantized = bitsplit.quantize(model, images, "bitsplit", weights=4, activations=8)  # doctest: +SKIP
+>>> quantized = bitsplit.quantize(model, images, weights=4, activations=8)  # doctest: +SKIP
 """
 
 from bitsplit._build_info import build_info

@@ -1,4 +1,7 @@
-"""The exceptions bitsplit raises for mistakes its user can mend; all derive from ``BitsplitError``."""
+"""The exceptions bitsplit raises for mistakes its user can mend; all derive from ``BitsplitError``.
+
+Configs and ``Recipe(...)`` themselves raise pydantic's ``ValidationError``, a ``ValueError``.
+"""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ def demo(
     ] = None,
     no_chart: Annotated[bool, typer.Option("--no-chart", help="Draw none.")] = False,
 ) -> None:
-    """Quantize a small CIFAR-10 network by every method at every width; print accuracies, draw a chart."""
+    """Quantize a small CIFAR-10 network by several methods and widths; print accuracies, draw a chart."""
     run(None if no_chart else chart or _default_chart())
 
 

@@ -81,9 +81,7 @@ SeedOption = Annotated[
 ]
 RecipeOption = Annotated[
     Path | None,
-    typer.Option(
-        "--recipe", metavar="FILE", help="YAML or JSON, instead of bits, method, policy, layer and seed."
-    ),
+    typer.Option("--recipe", metavar="FILE", help="YAML or JSON, instead of all options that say how."),
 ]
 _PHOTOS = typer.Option(
     "--data",
@@ -103,7 +101,12 @@ SizeOption = Annotated[
 ]
 ImagesOption = Annotated[
     int | None,
-    typer.Option("--images", min=1, help="How many photos to draw.", show_default="1024, or all if fewer"),
+    typer.Option(
+        "--images",
+        min=1,
+        help="How many photos to draw, or images to make.",
+        show_default="1024, or all if fewer; 256 with --data none",
+    ),
 ]
 CheckpointOption = Annotated[
     Path | None,

@@ -1,4 +1,4 @@
-"""Quantize the demo's network by every method at every width, and measure what is left of its accuracy."""
+"""Quantize the demo's network by several methods and widths, and measure what is left of its accuracy."""
 
 from __future__ import annotations
 

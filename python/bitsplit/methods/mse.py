@@ -14,7 +14,7 @@ from bitsplit.ops.ranges import channel_range
 
 @register
 class Mse(WeightMethod):
-    """For weights and activations: the best of ``candidates`` shrunken ranges."""
+    """For weights and activations: the best of ``candidates`` shrunken ranges by sum of |x - Q(x)|^p."""
 
     name = "mse"
     activations: AnyActivationMethod = MseActivations()

@@ -23,6 +23,8 @@ from bitsplit.methods.tasks import Run
 from bitsplit.network import FoldedNorm, kind_of
 from bitsplit.quantizers import refresh_weight
 
+MOMENTUM = 0.1  # of running averages, as in training
+
 
 @register
 class ReestimateNorms(Method):
@@ -30,7 +32,6 @@ class ReestimateNorms(Method):
 
     name = "norms"
     batches: int = Field(200, ge=1)
-    momentum: float = Field(0.1, gt=0, le=1)
 
     @property
     def needs_free_scales(self) -> bool:
@@ -42,7 +43,7 @@ class ReestimateNorms(Method):
             for norm in run.network.norms:
                 if norm.folded:
                     module = run.student.get_submodule(norm.name)
-                    tracker = trackers[norm.layer] = _Tracker(module, self.momentum)
+                    tracker = trackers[norm.layer] = _Tracker(module)
                     hooks.callback(module.register_forward_pre_hook(tracker, with_kwargs=True).remove)
             for index, batch in islice(_endless(run), self.batches):
                 run.forward(run.student, index, batch)
@@ -64,10 +65,9 @@ def _endless(run: Run) -> Iterator[tuple[int, Any]]:
 class _Tracker:
     """Normalises the input of one folded norm by the batch and keeps running averages."""
 
-    def __init__(self, norm: FoldedNorm, momentum: float) -> None:
+    def __init__(self, norm: FoldedNorm) -> None:
         self._gamma, self._beta = norm.reference_gain.double().abs(), norm.reference_mean.double()
         self._floor = self._gamma.square() * norm.eps / (norm.running_var.double() + norm.eps)
-        self._momentum = momentum
         self.has_seen = False  # a batch that has a variance
         self._mean = self._beta.clone()
         self._var = norm.reference_std.double().square()
@@ -81,7 +81,7 @@ class _Tracker:
         _, mean, inverse = torch.native_batch_norm(y, None, None, None, None, True, 0.0, 0.0)
         varies = inverse > 0  # a channel that does not keeps the statistics it has
         mean, var = mean.double(), inverse.double().pow(-2)
-        momentum = self._momentum * varies.double()
+        momentum = MOMENTUM * varies.double()
         self._mean.lerp_(mean, momentum)
         self._var.lerp_(var.where(varies, 0) * (count / (count - 1)), momentum)
         gain, shift = self._affine(mean, var)

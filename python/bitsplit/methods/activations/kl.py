@@ -15,7 +15,7 @@ from bitsplit.quantizers import Grid
 
 @register_activation
 class KlActivations(ActivationMethod):
-    """Clip |x| where the quantized histogram diverges least from the clipped one."""
+    """Clip |x| where the quantized histogram, of ``bins`` cells, diverges least from the clipped one."""
 
     name = "kl"
     bins: int = Field(2048, ge=256, le=8192)
