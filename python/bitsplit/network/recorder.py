@@ -63,9 +63,7 @@ class _Recorder(TorchDispatchMode):
         self._call_counts: Counter[str] = Counter()
         self._noted: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
         self._written: defaultdict[int, list[int]] = defaultdict(list)  # memory -> values, in order
-        self._overwritten: Counter[int] = (
-            Counter()
-        )  # memory -> writes up to the last one that filled all of it
+        self._overwritten: Counter[int] = Counter()  # memory -> writes up to the last one to all of it
         self._makers: dict[int, int] = {}  # memory -> the operation that made it
         self._register_sources(batch)
 
