@@ -93,7 +93,9 @@ void expect_same_search(const Layers<T>& layers, int bits, int steps, int thread
   for (size_t r = 0; r < cpu.scale.size(); ++r) {
     EXPECT_NEAR(cpu.scale[r] / cuda.scale[r], 1, 1e-6);
     EXPECT_NEAR(cpu.explained[r] / cuda.explained[r], 1, 1e-6);
-    if (!fit_scale) EXPECT_EQ(cpu.scale[r], start.scale[r]);
+    if (!fit_scale) {
+      EXPECT_EQ(cpu.scale[r], start.scale[r]);
+    }
   }
 }
 

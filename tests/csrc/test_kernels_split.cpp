@@ -138,7 +138,9 @@ void expect_same_descent(const Layers<T>& layers, int bits, Grid grid, std::vect
     for (size_t r = 0; r < cpu.scale.size(); ++r) {
       EXPECT_NEAR(cpu.scale[r] / cuda.scale[r], 1, tolerance);
       EXPECT_NEAR(cpu.explained[r] / cuda.explained[r], 1, tolerance);
-      if (!fit_scale) EXPECT_EQ(cpu.scale[r], start.scale[r]);
+      if (!fit_scale) {
+        EXPECT_EQ(cpu.scale[r], start.scale[r]);
+      }
     }
     if (rounds == 100) {
       EXPECT_NE(cpu.codes, start.codes) << "a test that moves nothing shows nothing";
