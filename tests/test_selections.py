@@ -257,12 +257,13 @@ def detector() -> nn.Module:
 
 
 @pytest.mark.parametrize("method", ["mse", "bitsplit", "brecq"])
-def test_a_detector_with_regions(method):
+def test_a_detector_with_regions(method, device):
     generator = torch.Generator().manual_seed(0)
     images = [list(torch.rand(2, 3, 64, 64, generator=generator)) for _ in range(4)]
     quantized = bitsplit.quantize(
-        detector(), images, METHODS.get(method, method), weights=4, activations=4, step=lambda m, x: m(x)
-    )
+        detector().to(device), images, METHODS.get(method, method), weights=4, activations=4,
+        step=lambda m, x: m(x),
+    )  # fmt: skip
     found = errors(quantized)
     assert max(error for name, error in found.items() if "roi_heads" in name) < NEAR, found
 
