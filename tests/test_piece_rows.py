@@ -111,6 +111,20 @@ def test_a_layer_that_some_calls_do_not_reach(images):
         assert all(piece.after <= piece.before for piece in bitsplit.report_of(learned).pieces)
 
 
+@pytest.mark.parametrize("method", ["brecq", "qdrop", "flexround"])
+@pytest.mark.parametrize("with_rows", [0, 1])
+def test_batches_of_which_nothing_reaches_a_piece(method, with_rows):
+    """As in the mask head of a detector that finds nothing; in the first batch, or in a later one."""
+    net = Net(lambda m, x: m.head(m.block(torch.relu(m.stem(x))[x.mean((1, 2, 3)) > 5]).mean((2, 3))),
+              stem=layer(3, 8), block=Block(), head=nn.Linear(8, 4)).eval()  # fmt: skip
+    images = torch.randn(24, 3, 8, 8)
+    images[8 * with_rows :][:8] += 20
+    learned = bitsplit.quantize(net, images, METHODS[method], weights=4, activations=4, batch_size=8)
+    pieces = {piece.name: piece for piece in bitsplit.report_of(learned).pieces}
+    assert set(pieces) == {"stem", "block", "head"}
+    assert all(piece.after <= piece.before < 0.01 for piece in pieces.values())
+
+
 def test_inputs_by_keyword_are_mixed_too(images, monkeypatch):
     from bitsplit.methods import qdrop
 

@@ -179,7 +179,8 @@ class EnginePiece:
 
     def _table(self) -> RowTable:
         visits = self._visit(fisher=False)
-        _, (call, *_), _ = next(visits, ((), (None,), ()))
+        calls = (call for _, calls, _ in visits for call in calls if call.output.numel() > 0)
+        call = next(calls, None)
         visits.close()
         if call is None:
             raise CalibrationError(f"{self.name}: no calibration image reached it")

@@ -99,8 +99,10 @@ class RowTable:
         """Keep a sample; its tensors that are as long as the target are cut into rows.
 
         Which ones that may be is decided by the first sample of a structure: what is longer or shorter there
-        is a constant, though a later batch may happen to have its length.
+        is a constant, though a later batch may happen to have its length.  A sample without rows is none.
         """
+        if sample.target.numel() == 0:
+            return
         if sample.weight is not None:
             self._weight_sum += float(sample.weight.sum(dtype=torch.float64))
             self._weight_count += sample.weight.numel()
