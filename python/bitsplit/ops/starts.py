@@ -128,10 +128,10 @@ def solve_starts(
 @one_thread()
 def polish_together(found: Descent, gram: Tensor, cross: Tensor, rounds: int) -> Descent:
     """Polish rows that share a scale: the best scale for all codes, and all codes, in turn while it helps."""
+    squares, products = gram.double(), cross.double().transpose(1, 2)
     for _ in range(rounds):
         codes = found.codes.double()
-        answered = (codes * cross.transpose(1, 2)).sum()
-        scale = answered / ((codes @ gram.double()) * codes).sum()
+        scale = (codes * products).sum() / ((codes @ squares) * codes).sum()
         if not (torch.isfinite(scale) and scale > 0):
             return found
         scales = scale.expand_as(found.scale).contiguous()
